@@ -1,0 +1,1 @@
+"""befit fits neural networks to the hardware they must run on."""

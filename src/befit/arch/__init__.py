@@ -1,0 +1,1 @@
+"""What may be built: values only. Nothing here imports torch."""

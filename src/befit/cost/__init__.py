@@ -1,0 +1,1 @@
+"""What an architecture costs: counted exactly (`count`), measured on the device (`latency`)."""

@@ -1,0 +1,65 @@
+"""The work a model must do: how many requests at once, how long, in which number formats.
+
+Costs are meaningless without it: cache bytes grow with batch and context, latency with prompt and generated tokens.
+"""
+
+from dataclasses import dataclass, fields, replace
+
+from befit.errors import BadBudget
+
+BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0}
+"""Bytes of one number in each supported format."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """`batch` requests together, each with `prompt` tokens in and `generate` tokens out."""
+
+    batch: int = 1
+    """Requests processed together, at least 1."""
+    prompt: int = 128
+    """Prompt tokens of each request, at least 1."""
+    generate: int = 32
+    """Generated tokens of each request, at least 1."""
+    weights: str = "bf16"
+    """Format of the weights: fp32, bf16 or fp16."""
+    cache: str = "bf16"
+    """Format of the KV cache: fp32, bf16 or fp16."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "prompt", "generate"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise BadBudget(f"workload: {name} must be a whole number of at least 1, got {value!r}")
+        for name in ("weights", "cache"):
+            if getattr(self, name) not in BYTES:
+                raise BadBudget(f"workload: {name} must be one of {', '.join(BYTES)}, got {getattr(self, name)!r}")
+
+    @property
+    def context(self) -> int:
+        """Tokens in the cache when a request ends."""
+        return self.prompt + self.generate
+
+    @staticmethod
+    def parse(text: str, base: "Workload | None" = None) -> "Workload":
+        """Read `batch=8,prompt=2048,generate=256,weights=bf16`; what is not named comes from `base`.
+
+        Raises `BadBudget` for an unknown word, a repeated word or a value that is no whole number or format.
+        """
+        start, given = base or Workload(), dict[str, int | str]()
+        known = [field.name for field in fields(Workload)]
+        for part in filter(None, (piece.strip() for piece in text.split(","))):
+            name, separator, value = (piece.strip() for piece in part.partition("="))
+            if not separator or name not in known:
+                raise BadBudget(
+                    f"workload: cannot read {part!r}; expected NAME=VALUE with a name of {', '.join(known)}"
+                )
+            if name in given:
+                raise BadBudget(f"workload: {name} is given twice in {text!r}")
+            if name in ("weights", "cache"):
+                given[name] = value
+            elif value.isdigit():
+                given[name] = int(value)
+            else:
+                raise BadBudget(f"workload: {name} must be a whole number of at least 1, got {value!r}")
+        return replace(start, **given)  # type: ignore[arg-type]
