@@ -1,0 +1,136 @@
+"""Build, save and load models layer by layer: the parent as a row of blocks, and any child of it.
+
+`config_for` writes an architecture into the parent's configuration (transformers' `per_layer_config`); `build` makes the
+module without weights; `half` makes one sub-block alone, which is how libraries train and store their variants.
+"""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedTokenizerBase
+
+from befit.arch.decoder import Attention, Block, DecoderArch, Ffn, Linear, NoOp
+from befit.errors import IllegalArch, UnsupportedModel
+from befit.lm.family import family_of
+from befit.lm.modeling_befit import BefitForCausalLM, BefitLayer, window_of
+
+
+def config_for(parent: Any, arch: DecoderArch) -> Any:
+    """A copy of the parent's transformers configuration that describes `arch`.
+
+    Sub-blocks that are absent or linear get 0 KV heads or 0 width, so that code which reads only global values fails
+    loudly instead of building the parent's layers.
+    """
+    config = copy.deepcopy(parent)
+    config.per_layer_config = None
+    config.num_hidden_layers = len(arch.blocks)
+    windows = [b.attention.window if isinstance(b.attention, Attention) else None for b in arch.blocks]
+    if getattr(config, "layer_types", None) is not None:
+        config.layer_types = ["sliding_attention" if w else "full_attention" for w in windows]
+    for name in ("sliding_window", "linear"):
+        if getattr(config, name, None) is None:
+            setattr(config, name, [] if name == "linear" else None)
+    config.per_layer_config = {i: _overrides(block) for i, block in enumerate(arch.blocks)}
+    config.architectures = ["BefitForCausalLM"]
+    return config
+
+
+def arch_of(config: Any) -> DecoderArch:
+    """The architecture written in a configuration by `config_for`, or the homogeneous one of a plain parent."""
+    blocks = []
+    for i, own in enumerate(config.per_layer_config):
+        skip, linear = getattr(own, "skip", ()), getattr(own, "linear", ())
+        attention: Any = Linear() if "attention" in linear else NoOp()
+        ffn: Any = Linear() if "mlp" in linear else NoOp()
+        if "attention" not in (*skip, *linear):
+            attention = Attention(kv_heads=own.num_key_value_heads, window=window_of(config, i))
+        if "mlp" not in (*skip, *linear):
+            ffn = Ffn(width=own.intermediate_size)
+        blocks.append(Block(attention=attention, ffn=ffn))
+    return DecoderArch(blocks=tuple(blocks))
+
+
+def build(config: Any, *, device: str | torch.device = "meta", dtype: torch.dtype | None = None) -> BefitForCausalLM:
+    """The module of a configuration; on the meta device (no memory) unless told otherwise, random weights elsewhere."""
+    config = copy.deepcopy(config)
+    config._attn_implementation = "sdpa"
+    with torch.device(device):
+        model = BefitForCausalLM(config)
+    return model.to(dtype or torch.float32).eval()
+
+
+def half(config: Any, index: int, variant: Attention | Ffn | Linear | NoOp, kind: str) -> BefitLayer:
+    """Layer `index` with only its attention (`kind` "attention") or its FFN ("ffn") sub-block, on the meta device."""
+    if (kind == "ffn" and isinstance(variant, Attention)) or (kind == "attention" and isinstance(variant, Ffn)):
+        raise IllegalArch(f"{variant.name} cannot stand in for the {kind} sub-block")
+    absent = Block(attention=NoOp(), ffn=NoOp())
+    own = Block(
+        attention=variant if kind == "attention" else NoOp(),  # type: ignore[arg-type]
+        ffn=variant if kind == "ffn" else NoOp(),  # type: ignore[arg-type]
+    )
+    count = config.num_hidden_layers
+    alone = config_for(config, DecoderArch(blocks=tuple(own if i == index else absent for i in range(count))))
+    alone._attn_implementation = "sdpa"
+    with torch.device("meta"):
+        return BefitLayer(alone, index, 0).eval()
+
+
+def from_parent(model: Any, config: Any | None = None) -> BefitForCausalLM:
+    """The parent itself as a row of blocks, sharing its tensors: same logits, no copy."""
+    config = config or config_for(model.config, family_of(model.config).describe(model.config).arch)
+    row = build(config, dtype=model.dtype)
+    adopt(row, dict(model.state_dict()))
+    return row
+
+
+def adopt(model: BefitForCausalLM, tensors: dict[str, Tensor]) -> None:
+    """Give a model built on the meta device its weights, without a copy. Raises if a name is missing or left over."""
+    if model.config.tie_word_embeddings:
+        tensors.setdefault("lm_head.weight", tensors["model.embed_tokens.weight"])
+    model.load_state_dict(tensors, assign=True, strict=True)
+    device = model.model.embed_tokens.weight.device
+    model.tie_weights()
+    # The rotary table is computed, not stored: build it anew where the weights are.
+    model.model.rotary_emb = type(model.model.rotary_emb)(model.config).to(device)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+
+
+def save(model: BefitForCausalLM, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+    """Write an ordinary checkpoint: safetensors, config.json, the modelling file, the tokenizer."""
+    BefitForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+    model.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+
+
+def load(folder: str | Path, *, dtype: torch.dtype | None = None) -> BefitForCausalLM:
+    """Load a checkpoint that `save` wrote. Raises `UnsupportedModel` if the folder holds another model."""
+    config = AutoConfig.from_pretrained(folder)
+    if "BefitForCausalLM" not in (config.architectures or []):
+        raise UnsupportedModel(
+            f"{folder} holds {config.architectures}, no befit child; load it with transformers' AutoModelForCausalLM"
+        )
+    return BefitForCausalLM.from_pretrained(folder, config=config, dtype=dtype or config.dtype or torch.float32).eval()
+
+
+def _overrides(block: Block) -> dict[str, Any]:
+    skip, linear, own = [], [], {}
+    match block.attention:
+        case Attention(kv_heads=kv_heads, window=window):
+            own |= {"num_key_value_heads": kv_heads, "sliding_window": window}
+        case other:
+            (linear if isinstance(other, Linear) else skip).append("attention")
+            own |= {"num_key_value_heads": 0, "sliding_window": None}
+    match block.ffn:
+        case Ffn(width=width):
+            own |= {"intermediate_size": width}
+        case other:
+            (linear if isinstance(other, Linear) else skip).append("mlp")
+            own |= {"intermediate_size": 0}
+    if skip:
+        own["skip"] = skip
+    return own | {"linear": linear}
