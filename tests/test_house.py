@@ -1,0 +1,245 @@
+"""The rules of the house, read from the source: who may import whom, and what code here looks like.
+
+Each rule is a function from source text to offences, so that it can be shown to catch what it forbids.
+"""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "befit"
+TESTS = Path(__file__).parent
+FILES = sorted(SOURCE.rglob("*.py"))
+
+RANK = {
+    "errors": 0,
+    "budget": 1,
+    "arch": 2,
+    "cost": 3,
+    "lm": 4,
+    "vision": 4,
+    "export": 5,
+    "report": 5,
+    "search": 6,
+    "puzzle": 7,
+    "elastic": 7,
+    "oneshot": 7,
+    "propose": 7,
+    "cli": 8,
+    "__main__": 9,
+    "__init__": 9,
+}
+"""A part of the package imports itself and parts of a lower rank, nothing else."""
+
+WITHOUT_TORCH = ("__init__", "errors", "budget", "arch/decoder", "cost/workload", "cost/count", "puzzle/solve")
+"""Modules that must import without torch, so that solving and pricing start at once and run anywhere."""
+
+MAX_FILE_LINES = 400
+MAX_BODY_LINES = 70
+VAGUE_NAMES = {"util", "utils", "misc", "common", "helper", "helpers", "manager", "managers"}
+
+TESTED_IN = {
+    "cost/workload.py": "test_budget.py",
+}
+"""Modules of src/befit that have no test file of their own name, and the file under tests/ that tests them."""
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(SOURCE).as_posix()
+
+
+def _part(path: Path) -> str:
+    return Path(_name(path).split("/", maxsplit=1)[0]).stem
+
+
+def _imported(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Every `befit.…` module that is imported, wherever the statement stands, as (line, part)."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            names = ["befit.<relative import>"]
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            names = [f"befit.{alias.name}" for alias in node.names] if module == "befit" else [module]
+        else:
+            continue
+        for name in names:
+            if name == "befit" or name.startswith("befit."):
+                yield node.lineno, [*name.split("."), "__init__"][1]
+
+
+def import_offences(source: str, part: str) -> list[str]:
+    """Imports of `source`, a module of `part`, that go sideways or up."""
+    found = []
+    for line, other in _imported(ast.parse(source)):
+        if other != part and RANK.get(other, 99) >= RANK[part]:
+            found.append(f"line {line}: {part} imports befit.{other}")
+        elif part == "report" and other != "report":
+            found.append(f"line {line}: report draws plain values and imports nothing of befit, not even {other}")
+    return found
+
+
+def star_imports(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names):
+            yield f"line {node.lineno}: star import"
+
+
+def globals_(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Global):
+            yield f"line {node.lineno}: global statement"
+
+
+def prints(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
+            yield f"line {node.lineno}: print outside cli.py"
+
+
+def broad_excepts(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ExceptHandler):
+            caught = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
+            if any(one is None or ast.unparse(one) in ("Exception", "BaseException") for one in caught):
+                yield f"line {node.lineno}: bare or broad except"
+
+
+def missing_docstring(tree: ast.Module) -> Iterator[str]:
+    if not ast.get_docstring(tree):
+        yield "no module docstring"
+
+
+def long_functions(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            lines = (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
+            if lines > MAX_BODY_LINES:
+                yield f"line {node.lineno}: {node.name} has {lines} lines, at most {MAX_BODY_LINES}"
+
+
+Rule = Callable[[ast.Module], Iterator[str]]
+
+BROKEN: dict[Rule, str] = {
+    star_imports: "from math import *",
+    globals_: "def f():\n    global x\n    x = 1",
+    prints: "def f():\n    print(1)",
+    broad_excepts: "try:\n    f()\nexcept (ValueError, Exception):\n    g()",
+    missing_docstring: "x = 1",
+    long_functions: "def f():\n    '''Idea.'''\n" + "    f()\n" * (MAX_BODY_LINES + 1),
+}
+"""Each rule, with source text that it must refuse."""
+
+
+def vague(name: str) -> bool:
+    return not VAGUE_NAMES.isdisjoint(word for part in Path(name).with_suffix("").parts for word in part.split("_"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=_name)
+def test_imports_go_down_only(path: Path) -> None:
+    part = _part(path)
+    assert part in RANK, f"befit.{part} is a new part of the package: give it a rank in {__file__}"
+    assert not import_offences(path.read_text(), part)
+
+
+@pytest.mark.parametrize("path", FILES, ids=_name)
+def test_shape_of_code(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    rules = [rule for rule in BROKEN if not (rule is prints and _name(path) == "cli.py")]
+    assert not [offence for rule in rules for offence in rule(tree)]
+    assert len(path.read_text().splitlines()) <= MAX_FILE_LINES
+    assert not vague(_name(path)), "name a module by what it holds"
+
+
+@pytest.mark.parametrize(("rule", "source"), BROKEN.items(), ids=lambda item: getattr(item, "__name__", ""))
+def test_each_rule_catches_its_offence(rule: Rule, source: str) -> None:
+    assert list(rule(ast.parse(source)))
+
+
+def test_each_import_offence_is_caught() -> None:
+    assert import_offences("from befit.puzzle.solve import solve", "cost")
+    assert import_offences("def f():\n    import befit.lm.family", "arch")
+    assert import_offences("from befit import puzzle", "lm")
+    assert import_offences("import befit", "puzzle")
+    assert import_offences("from . import score", "puzzle")
+    assert import_offences("from befit.lm.family import Family", "vision")
+    assert import_offences("from befit.errors import BadData", "report")
+    assert not import_offences(
+        "import re\nfrom befit.puzzle.solve import solve\nfrom befit.errors import BadData", "puzzle"
+    )
+    assert not import_offences("from befit.report.page import page", "report")
+    assert vague("lm/cache_utils.py") and vague("misc/norm.py") and not vague("lm/sort.py")
+
+
+def test_the_order_is_the_documented_one() -> None:
+    documented = "cli → puzzle → export|report → lm → cost → arch → budget → errors"
+    assert documented in (TESTS.parent / "docs" / "index.md").read_text()
+    steps = [re.split(r"\|", step) for step in documented.split(" → ")]
+    for upper, lower in pairwise(steps):
+        assert min(RANK[name] for name in upper) > max(RANK[name] for name in lower)
+
+
+def test_values_prices_and_the_solver_need_no_torch() -> None:
+    names = [name for name in WITHOUT_TORCH if (SOURCE / f"{name}.py").exists()]
+    modules = ["befit" if name == "__init__" else "befit." + name.replace("/", ".") for name in names]
+    program = (
+        "import importlib, sys\n"
+        f"for name in {modules}:\n"
+        "    importlib.import_module(name)\n"
+        "    assert 'torch' not in sys.modules, f'{name} imports torch'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.stem != "__init__"], ids=_name)
+def test_every_module_has_its_test_file(path: Path) -> None:
+    name = Path(_name(path))
+    own = str(name.with_name(f"test_{name.name}"))
+    elsewhere = TESTED_IN.get(name.as_posix())
+    assert (TESTS / (elsewhere or own)).exists(), f"src/befit/{name} needs tests/{own}"
+    assert not (elsewhere and (TESTS / own).exists()), f"tests/{own} exists: take {name} out of TESTED_IN"
+
+
+def test_the_list_of_modules_tested_elsewhere_is_not_stale() -> None:
+    assert {name for name in TESTED_IN if not (SOURCE / name).exists()} == set()
+
+
+SKIPS = """
+import pytest
+
+@pytest.mark.gpu
+def test_marked():
+    pytest.skip("no device")
+
+def test_unmarked():
+    pytest.skip("no time")
+
+@pytest.mark.skip(reason="no mood")
+def test_decorated():
+    pass
+
+@pytest.mark.xfail(reason="known")
+def test_known():
+    assert False
+"""
+
+
+def test_only_gpu_and_vllm_tests_may_be_skipped(tmp_path: Path) -> None:
+    shutil.copy(TESTS / "conftest.py", tmp_path)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    gpu: a device\n    vllm: an engine\n")
+    (tmp_path / "test_skips.py").write_text(SKIPS)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--strict-skips"]
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
+    assert "1 failed, 1 skipped, 1 xfailed, 1 error" in done.stdout
