@@ -1,0 +1,240 @@
+"""The report page: one HTML file with everything in it, put together from the sections of a run's summary.
+
+The page carries a content security policy that allows its own two scripts by hash and no address at all, so that it can
+neither load anything nor run what a name smuggled in. Plotly (MIT licence) is inlined once, and only if a figure needs it.
+"""
+
+import hashlib
+import os
+import tempfile
+from base64 import b64encode
+from collections.abc import Mapping
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from befit.report import architecture, figures, tables
+from befit.report import quantities as q
+
+
+def write_report(summary: Mapping[str, Any], path: Path) -> None:
+    """Write the page in one step: a reader sees the old file or the new one, never half of it. Raises `OSError`."""
+    page = render(summary).encode("utf-8", errors="replace")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(page)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except OSError:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def render(summary: Mapping[str, Any]) -> str:
+    """The whole page as text. Missing parts of the summary are left out; nothing in it can make this raise."""
+    main = _header(summary) + "".join(_sections(summary)) + _footer(summary)
+    scripts = [_plotly(), _asset("page.js")] if 'class="plot"' in main else []
+    hashes = " ".join(f"'sha256-{b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts) or "'none'"
+    policy = (
+        "default-src 'none'; base-uri 'none'; img-src data: blob:; style-src 'unsafe-inline'; "
+        f"script-src {hashes}"
+    )
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta name="color-scheme" content="light dark">\n<title>{escape(headline(summary))}</title>\n'
+        f"<style>{_asset('page.css')}</style>\n</head>\n<body>\n<main>\n{main}\n</main>\n"
+        + "".join(f"<script>{script}</script>\n" for script in scripts)
+        + "</body>\n</html>\n"
+    )
+
+
+def headline(summary: Mapping[str, Any]) -> str:
+    """The result in one sentence of plain text."""
+    child, parent = q.mapping(summary.get("child")), q.mapping(summary.get("parent"))
+    name = str(parent.get("name") or "the parent")
+    if not child:
+        return f"{name}, not fitted yet" if parent else str(summary.get("title") or "A run of befit, not finished yet")
+    shares = [f"{q.percent(share)} of the {what}" for what, share in _shares(summary)]
+    kl = q.dig(child, "kl")
+    ending = f", KL {q.significant(kl, 2)} to it" if kl is not None else ""
+    return f"A child with {_listed(shares)} of {name}{ending}" if shares else f"A child of {name}{ending}"
+
+
+def _shares(summary: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """(cost in words, child's share of the parent's) for every bounded cost, or for parameters and memory."""
+    parent, child = q.mapping(summary.get("parent")), q.mapping(summary.get("child"))
+    budget = q.mapping(summary.get("budget"))
+    values = {str(entry.get("cost")): q.number(entry.get("value")) for entry in q.entries(budget.get("child"))}
+    shares = []
+    for bound in q.entries(budget.get("bounds")):
+        name = str(bound.get("cost"))
+        share = q.ratio(values.get(name), _parents(bound, parent))
+        if share is not None:
+            shares.append((q.cost_name(name), share))
+    if not shares:
+        pairs = (("parameters", q.dig(child, "params"), q.dig(parent, "params")),
+                 ("memory", tables.memory(child), tables.memory(parent)))  # fmt: skip
+        shares = [(name, share) for name, own, whole in pairs if (share := q.ratio(own, whole)) is not None]
+    return list(dict(shares).items())
+
+
+def _parents(bound: Mapping[str, Any], parent: Mapping[str, Any]) -> float | None:
+    """The parent's value of a bounded cost: the limit undone if it was given in percent, else what the parent states."""
+    given, name = str(bound.get("given") or "").strip(), str(bound.get("cost"))
+    if given.endswith("%"):
+        try:
+            return q.ratio(q.number(bound.get("value")), float(given[:-1]) / 100)
+        except ValueError:
+            return None
+    if name == "memory_bytes":
+        return tables.memory(parent)
+    return q.dig(parent, name) if q.dig(parent, name) is not None else q.dig(parent, name, "measured")
+
+
+def _listed(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
+
+
+def _header(summary: Mapping[str, Any]) -> str:
+    title = f'<p class="eyebrow">{escape(str(summary["title"]))}</p>' if summary.get("title") else ""
+    facts = [fact for fact in (_device(summary.get("device")), _workload(summary.get("workload"))) if fact]
+    where = "".join(f"<p>{escape(fact)}</p>" for fact in facts)
+    return f"<header>{title}<h1>{escape(headline(summary))}</h1><div class='where'>{where}</div></header>"
+
+
+def _device(facts: Any) -> str:
+    facts = q.mapping(facts)
+    return ", ".join(str(facts[key]) for key in ("name", "engine", "dtype") if facts.get(key))
+
+
+def _workload(facts: Any) -> str:
+    facts = q.mapping(facts)
+    counts = [(q.number(facts.get(key)), noun) for key, noun in
+              (("batch", "requests together"), ("prompt", "prompt tokens"), ("generate", "generated tokens"))]  # fmt: skip
+    words = [f"{q.whole(value)} {noun}" for value, noun in counts if value is not None]
+    words += [f"{noun} in {facts[key]}" for key, noun in (("weights", "weights"), ("cache", "cache")) if facts.get(key)]
+    return ", ".join(words)
+
+
+def _sections(summary: Mapping[str, Any]) -> list[str]:
+    parent, child = q.mapping(summary.get("parent")), q.mapping(summary.get("child"))
+    scores, accuracy = summary.get("scores"), summary.get("accuracy")
+    work = tables.stages(summary.get("stages")) + tables.funnel(summary.get("funnel"))
+    return [
+        _section("", tables.budget(summary.get("budget")), ""),
+        _section("Parent, child and baselines", tables.comparison(summary), _kl_in_words(child)),
+        _section("What to know", _notes(summary.get("notes")), ""),
+        _section("The child, layer by layer", _architecture(summary), ""),
+        _section("What each replacement costs in quality", figures.heat_map(scores, summary.get("ranking"), child.get("arch")),
+                 "Darker means more harm. A dot marks what the child uses."),
+        _section("Quality against cost", figures.front(summary.get("front"), summary.get("budget")), _FRONT_KEY),
+        _section("Predicted against measured", figures.accuracy(accuracy),
+                 escape(figures.accuracy_in_words(accuracy)) + _ACCURACY_KEY),
+        _section("Healing", figures.healing(summary.get("heal")), _healed(summary.get("heal"))),
+        _section("What the run did", work, ""),
+        _section("Load the child", _loading(summary) if child else "", ""),
+    ] if parent or child or summary else []  # fmt: skip
+
+
+_FRONT_KEY = (
+    '<span class="key"><i class="dot full"></i>true KL of the assembled child</span> '
+    '<span class="key"><i class="dot"></i>its scores added up</span> '
+    '<span class="key"><i class="dot chosen"></i>chosen</span> <span class="key"><i class="dash"></i>the bound</span>'
+)
+_ACCURACY_KEY = (
+    ' <span class="key"><i class="dot chosen"></i>not in the fit</span> '
+    '<span class="key"><i class="dot"></i>in the fit</span> <span class="key"><i class="dash"></i>perfect prediction</span>'
+)
+
+
+def _section(title: str, body: str, caption: str) -> str:
+    if not body:
+        return ""
+    head = f"<h2>{escape(title)}</h2>" if title else ""
+    below = f'<p class="caption">{caption}</p>' if caption else ""
+    return f"<section>{head}{body}{below}</section>\n"
+
+
+def _kl_in_words(child: Mapping[str, Any]) -> str:
+    total, before, now = (q.dig(child, key) for key in ("kl_sum", "kl_before_heal", "kl"))
+    words = []
+    if total is not None:
+        words.append(f"the scores of its parts add up to {q.significant(total)}")
+    if before is not None:
+        words.append(f"assembled, it lay at {q.significant(before)}")
+    if now is not None:
+        words.append(f"it now lies at {q.significant(now)}" if before is not None else f"it lies at {q.significant(now)}")
+    return f"The child’s KL to the parent: {', '.join(words)}." if len(words) > 1 else ""
+
+
+def _notes(notes: Any) -> str:
+    lines = [f"<li>{escape(str(note))}</li>" for note in q.sequence(notes) if note]
+    return f'<ul class="notes">{"".join(lines)}</ul>' if lines else ""
+
+
+def _architecture(summary: Mapping[str, Any]) -> str:
+    parent, child = (q.mapping(summary.get(key)) for key in ("parent", "child"))
+    ghost = parent.get("arch")
+    picture = architecture.picture(child.get("arch"), ghost)
+    if not picture:
+        return ""
+    others = [("parent", parent), ("child", child), *q.mapping(summary.get("baselines")).items()]
+    small = [
+        f"<figure>{thumb}<figcaption>{escape(str(name))}{_kl(q.mapping(model))}</figcaption></figure>"
+        for name, model in others
+        if (thumb := architecture.thumbnail(q.mapping(model).get("arch"), ghost))
+    ]
+    key = (
+        '<p class="caption"><span class="key"><i class="box attn"></i>KV head</span> '
+        '<span class="key"><i class="box ffn"></i>FFN</span> <span class="key"><i class="box ghost"></i>only in the parent</span> '
+        '<span class="key"><i class="box noop"></i>dropped</span> <span class="key"><i class="box half"></i>sliding window</span></p>'
+    )
+    return (
+        f"<p>{escape(architecture.describe(child.get('arch'), ghost))}</p>{picture}{key}"
+        f'<div class="thumbs">{"".join(small)}</div>'
+    )
+
+
+def _kl(model: Mapping[str, Any]) -> str:
+    kl = q.dig(model, "kl")
+    return f"<small>KL {q.significant(kl, 2)}</small>" if kl is not None else ""
+
+
+def _healed(facts: Any) -> str:
+    tokens = q.dig(facts, "tokens")
+    return f"Distilled from the parent on {q.amount(tokens)} tokens." if tokens else ""
+
+
+def _loading(summary: Mapping[str, Any]) -> str:
+    place = escape(repr(str(summary.get("checkpoint") or "child")))
+    return (
+        "<pre><code>"
+        f"model = befit.load({place})\n"
+        f"model = AutoModelForCausalLM.from_pretrained({place}, trust_remote_code=True)  <i># without befit</i>"
+        "</code></pre>"
+    )
+
+
+def _footer(summary: Mapping[str, Any]) -> str:
+    command = f"<pre><code>{escape(str(summary['command']))}</code></pre>" if summary.get("command") else ""
+    facts = [f"befit {summary['befit']}" if summary.get("befit") else "befit"]
+    facts += [f"seed {seed}" for seed in [q.number(summary.get("seed"))] if seed is not None]
+    facts += [str(summary["made"])] if summary.get("made") else []
+    return f"<footer>{command}<p>{escape(' · '.join(facts))} · all numbers are in summary.json</p></footer>"
+
+
+def _asset(name: str) -> str:
+    return files("befit.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    # The HTML parser turns CR LF into LF before a script is hashed.
+    return get_plotlyjs().replace("\r\n", "\n").replace("\r", "\n")
