@@ -22,6 +22,8 @@ FILES = sorted(SOURCE.rglob("*.py"))
 RANK = {
     "errors": 0,
     "budget": 1,
+    "progress": 1,
+    "rundir": 1,
     "arch": 2,
     "cost": 3,
     "lm": 4,
