@@ -4,6 +4,7 @@
     ├── BadBudget          a budget or workload text that cannot be read          (also ValueError)
     ├── BadData            training or evaluation text that cannot be used        (also ValueError)
     ├── BadTable           a solver table that does not have the documented form  (also ValueError)
+    ├── DiskFull           no room for a file that had to be written; what was there is intact
     ├── IllegalArch        an architecture outside its space                      (also ValueError)
     ├── Infeasible         no architecture of the space meets the budget
     ├── UnsupportedModel   a parent befit cannot take apart
@@ -29,6 +30,10 @@ class BadData(BefitError, ValueError):
 
 class BadTable(BefitError, ValueError):
     """A solver table that does not have the documented form."""
+
+
+class DiskFull(BefitError):
+    """No room left for a file; nothing that was complete before has been touched."""
 
 
 class IllegalArch(BefitError, ValueError):

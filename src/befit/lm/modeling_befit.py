@@ -11,6 +11,7 @@ the family's own transformers classes, and the tensor names are the family's own
 Shapes: B batch, T tokens of this call, K tokens seen by attention (cache included), D hidden, V vocabulary.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -156,18 +157,22 @@ class BefitModel(nn.Module):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         cache: Cache | None = None,
+        windows: Iterable[int | None] = (),
     ) -> Context:
-        """Everything the layers share for embedded tokens x (B, T, D); `cache` already fits this model."""
+        """Everything the layers share for embedded tokens x (B, T, D); `cache` already fits this model.
+
+        `windows` asks for the masks of windows that no layer of this model has, for trying other layers in it.
+        """
         count = x.shape[1]
         if position_ids is None:
             past = 0 if cache is None else cache.get_seq_length()
             position_ids = (torch.arange(count, device=x.device) + past).unsqueeze(0)
         context = Context(rope=self.rotary_emb(x, position_ids=position_ids), cache=cache)
         eager = self.config._attn_implementation == "eager"
-        for layer in self.layers:
-            if has_cache(layer) and layer.window not in context.masks:
-                mask = _mask(layer.window, count, layer.self_attn.layer_idx, cache, attention_mask, x.device, eager)
-                context.masks[layer.window] = mask if mask is None or not eager else _additive(mask, x.dtype)
+        wanted = {layer.window: layer.self_attn.layer_idx for layer in self.layers if has_cache(layer)}
+        for window, number in ({w: 0 for w in windows} | wanted).items():
+            mask = _mask(window, count, number, cache, attention_mask, x.device, eager)
+            context.masks[window] = mask if mask is None or not eager else _additive(mask, x.dtype)
         return context
 
 

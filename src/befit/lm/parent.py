@@ -1,0 +1,107 @@
+"""Load the trained model that is to be refitted: from a folder, from the Hugging Face hub, or the one inside the package."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from befit.arch.decoder import DecoderShape
+from befit.errors import UnsupportedModel
+from befit.lm.child import from_parent
+from befit.lm.family import Family, family_of
+from befit.lm.modeling_befit import BefitForCausalLM
+
+EMBEDDED = Path(__file__).parent.parent / "assets" / "parent"
+"""The small Llama that ships with befit, with its tokenizer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parent:
+    """A trained model, taken apart."""
+
+    name: str
+    """As the user gave it."""
+    model: BefitForCausalLM
+    """Its layers in a row; logits equal those of the family's own class."""
+    tokenizer: PreTrainedTokenizerBase
+    """Its tokenizer."""
+    shape: DecoderShape
+    """Its sizes."""
+    family: Family
+    """Where its parts are."""
+    digest: str
+    """sha256 of its configuration and weights."""
+
+
+def find(source: str | None) -> Path:
+    """The local folder of a parent; a hub name is downloaded. Raises `UnsupportedModel` if there is none."""
+    if source is None:
+        return EMBEDDED
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        wanted = ["*.json", "*.safetensors", "*.model", "*.txt"]
+        return Path(snapshot_download(source, allow_patterns=wanted))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise UnsupportedModel(
+            f"parent {source!r} is no folder here and could not be fetched from the Hugging Face hub "
+            f"({type(error).__name__}); give a checkpoint folder, check the name, or log in with `hf auth login`"
+        ) from error
+
+
+def read_config(folder: Path) -> Any:
+    """The parent's transformers configuration. Raises `UnsupportedModel` if it is missing or of another family."""
+    if not (folder / "config.json").is_file():
+        raise UnsupportedModel(f"{folder} has no config.json; give a folder that save_pretrained wrote")
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (ValueError, KeyError) as error:
+        raise UnsupportedModel(f"{folder}/config.json is not one that transformers knows: {error}") from error
+    family_of(config).describe(config)
+    return config
+
+
+def load_parent(source: str | None, *, device: str, dtype: torch.dtype) -> Parent:
+    """Load a parent's weights and tokenizer.
+
+    Raises `UnsupportedModel` for another family, a quantised checkpoint, missing weights or a missing tokenizer.
+    """
+    folder = find(source)
+    config = read_config(folder)
+    family = family_of(config)
+    if not any(folder.glob("*.safetensors")):
+        raise UnsupportedModel(f"{folder} has no .safetensors weights; save them with save_pretrained")
+    tokenizer = _tokenizer(folder)
+    original = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa").to(device)
+    return Parent(
+        name=source or "befit's embedded parent",
+        model=from_parent(original),
+        tokenizer=tokenizer,
+        shape=family.describe(config),
+        family=family,
+        digest=_digest(folder),
+    )
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise UnsupportedModel(
+            f"{folder} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json); copy the parent's tokenizer there"
+        )
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def _digest(folder: Path) -> str:
+    total = hashlib.sha256()
+    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+        total.update(path.name.encode())
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()

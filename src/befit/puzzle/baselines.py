@@ -1,0 +1,81 @@
+"""Simpler ways to meet the same budget, from the same library: what a search must beat.
+
+Uniform: the same block everywhere. Depth: whole layers dropped in the order of block influence (ShortGPT, arXiv 2403.03853).
+Greedy: every layer gets an equal share of each bound and takes its best option (Puzzle's own ablation). Random: a legal
+architecture within the budget.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from befit.arch.decoder import Attention, Block, DecoderArch, NoOp
+from befit.arch.space import DecoderSpace
+from befit.budget import Bound
+from befit.errors import Infeasible
+from befit.puzzle.prices import Prices
+from befit.puzzle.score import Scores
+from befit.puzzle.solve import Option, Table, solve
+
+Affordable = Callable[[DecoderArch], bool]
+
+
+def uniform(
+    space: DecoderSpace, true_kl: Callable[[DecoderArch], float], scores: Scores, affordable: Affordable
+) -> DecoderArch | None:
+    """The best of all same-block-everywhere children that fit, by true KL among the four of best predicted score."""
+    count = space.shape.layers
+    found = [DecoderArch(blocks=(block,) * count) for block in space.blocks(count - 1)]
+    fitting = [arch for arch in found if space.contains(arch) and affordable(arch)]
+    fitting.sort(key=lambda arch: scores.total(arch, space.shape.arch))
+    return min(fitting[:4], key=true_kl, default=None)
+
+
+def depth(space: DecoderSpace, influence: Sequence[float], affordable: Affordable) -> DecoderArch | None:
+    """Drop whole layers, least influence first, until the budget is met; layers the target needs are passed over."""
+    blocks, gone = list(space.shape.arch.blocks), Block(attention=NoOp(), ffn=NoOp())
+    for layer in sorted(range(len(blocks)), key=lambda i: influence[i]):
+        if affordable(DecoderArch(blocks=tuple(blocks))):
+            break
+        left = sum(isinstance(b.attention, Attention) for b in blocks)
+        if gone in space.blocks(layer) and left > 1:
+            blocks[layer] = gone
+    arch = DecoderArch(blocks=tuple(blocks))
+    return arch if affordable(arch) and space.contains(arch) else None
+
+
+def greedy(space: DecoderSpace, prices: Prices, scores: Scores, bounds: Sequence[Bound]) -> DecoderArch | None:
+    """Every layer on its own: its best-scored option whose costs stay within an equal share of each bound."""
+    fixed, count = prices.fixed(), space.shape.layers
+    shares = {b.cost: (b.value - fixed[b.cost]) / count for b in bounds if b.op == "<="}
+    blocks = []
+    for layer, own in enumerate(space.shape.arch.blocks):
+        costs = {block: prices.block(block) for block in space.blocks(layer)}
+        fitting = [b for b, cost in costs.items() if all(cost[name] <= share for name, share in shares.items())]
+        if not fitting:
+            return None
+        blocks.append(min(fitting, key=lambda b, i=layer, o=own: scores.block(i, b, o)))
+    arch = DecoderArch(blocks=tuple(blocks))
+    return arch if space.contains(arch) else None
+
+
+def drawn(
+    space: DecoderSpace, table: Table, bounds: Sequence[Bound], affordable: Affordable, *, seed: int
+) -> DecoderArch | None:
+    """A random architecture within the budget: drawn until one fits, else the solver's answer to random scores."""
+    rng = random.Random(seed)
+    for _ in range(2000):
+        arch = space.sample(rng)
+        if affordable(arch):
+            return arch
+    blurred = [tuple(_with_score(option, rng.random()) for option in layer) for layer in table.layers]
+    try:
+        choice = solve(replace(table, layers=tuple(blurred)), bounds)[0].choice
+    except Infeasible:
+        return None
+    arch = DecoderArch(blocks=tuple(space.blocks(i)[k] for i, k in enumerate(choice)))
+    return arch if space.contains(arch) else None
+
+
+def _with_score(option: Option, score: float) -> Option:
+    return replace(option, score=score)

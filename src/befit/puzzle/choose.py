@@ -1,0 +1,189 @@
+"""From scores and costs to one child that meets the budget as measured.
+
+Solve, assemble the best few solutions, polish on true KL, then run the winner on the device beside its parent. Predicted
+milliseconds are not measured ones: where the measured child breaks a bound, that bound is tightened by what is missing and
+the search repeated, at most `ROUNDS` times.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from befit.arch.decoder import DecoderArch
+from befit.budget import Budget
+from befit.errors import Infeasible
+from befit.progress import Progress, silent
+from befit.puzzle.polish import PolishConfig, Tried, TrueKl, polish
+from befit.puzzle.prices import Prices
+from befit.puzzle.score import Scores
+from befit.puzzle.solve import Table, solve
+
+ROUNDS = 4
+"""Attempts to meet the budget as measured."""
+MARGIN = 0.99
+"""A broken bound is tightened by what it is broken by and this much more."""
+TIMED = ("prefill_ms", "decode_ms", "latency_ms", "tokens_per_s")
+"""Costs that are measured, not counted."""
+
+Measure = Callable[[DecoderArch], tuple[dict[str, float], dict[str, float]]]
+"""The measured costs of the parent and of a child, taken side by side."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """The child to heal, and how it was found."""
+
+    arch: DecoderArch
+    """What it is."""
+    batch: int
+    """Requests together: the workload's, or the best of those tried for a throughput bound."""
+    kl: float
+    """True KL to the parent before healing, nats a token."""
+    kl_sum: float
+    """The sum of scores that predicted it."""
+    budget: Budget
+    """The absolute budget that was solved in the end, tightened where measurements asked for it."""
+    met: bool
+    """Whether the measured child keeps every bound of the budget as it was given."""
+    solved: int
+    """Solutions the solver gave, over all rounds."""
+    tried: tuple[Tried, ...]
+    """Every child whose true KL was measured, best first."""
+
+    def to_json(self) -> dict[str, Any]:
+        """For a stage folder."""
+        plain = {name: getattr(self, name) for name in ("batch", "kl", "kl_sum", "met", "solved")}
+        tried = [{"arch": t.arch.to_json(), "kl": t.kl, "origin": t.origin} for t in self.tried]
+        return plain | {"arch": self.arch.to_json(), "budget": self.budget.to_json(), "tried": tried}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> "Chosen":
+        """What `to_json` gave."""
+        tried = tuple(
+            Tried(arch=DecoderArch.from_json(t["arch"]), kl=t["kl"], origin=t["origin"]) for t in data["tried"]
+        )
+        arch, budget = DecoderArch.from_json(data["arch"]), Budget.from_json(data["budget"])
+        return Chosen(**{**data, "arch": arch, "budget": budget, "tried": tried})
+
+
+def choose(
+    prices: Mapping[int, Prices],
+    scores: Scores,
+    budget: Budget,
+    true_kl: TrueKl,
+    measure: Measure | None,
+    config: PolishConfig,
+    *,
+    base: int,
+    solutions: int = 6,
+    progress: Progress = silent,
+) -> Chosen:
+    """The best child within `budget` (as the user gave it), for the best of the batches in `prices`.
+
+    Relative bounds refer to the parent at batch `base`. `measure` runs a child on the device; None trusts predictions.
+    Raises `Infeasible` when no child meets the budget as predicted.
+    """
+    shape = prices[base].space.shape
+    solved_for = budget.resolve(prices[base].arch(shape.arch))
+    tried: tuple[Tried, ...] = ()
+    count, chosen = 0, None
+    for _ in range(ROUNDS if measure else 1):
+        try:
+            batch, found = _solutions(prices, scores, solved_for, solutions)
+        except Infeasible:
+            if chosen is None:
+                raise
+            break  # Tightened beyond what exists: the last child stays, marked as not meeting the budget.
+        count += len(found)
+        tried = _polish(prices[batch], scores, solved_for, found, tried, true_kl, config, progress)
+        best = tried[0]
+        kept = {"arch": best.arch, "batch": batch, "kl": best.kl, "kl_sum": scores.total(best.arch, shape.arch)}
+        chosen = Chosen(**kept, budget=solved_for, met=True, solved=count, tried=tried)
+        if measure is None:
+            break
+        parent_costs, child_costs = measure(best.arch)
+        broken = _broken(budget.resolve(parent_costs), child_costs)
+        if not broken:
+            break
+        chosen = replace(chosen, met=False)
+        solved_for = _tightened(solved_for, broken)
+    assert chosen is not None
+    return chosen
+
+
+def front(prices: Prices, scores: Scores, budget: Budget, steps: Sequence[float]) -> list[dict[str, Any]]:
+    """The solver's best at multiples of the budget's upper bounds: predicted quality against predicted cost."""
+    table, points = prices.table(scores), []
+    for factor in steps:
+        scaled = budget.tighten({bound.cost: factor for bound in budget.bounds})
+        try:
+            solution = solve(table, prices.bounds(scaled))[0]
+        except Infeasible:
+            continue
+        arch = _arch(prices, solution.choice)
+        points.append({"budget": str(scaled), "factor": factor, "kl_sum": solution.score, "costs": prices.arch(arch)})
+    return points
+
+
+def affordable(prices: Prices, budget: Budget) -> Callable[[DecoderArch], bool]:
+    """Whether a child's predicted costs keep an absolute budget."""
+    return lambda arch: budget.met(prices.arch(arch))
+
+
+def _solutions(
+    prices: Mapping[int, Prices], scores: Scores, budget: Budget, count: int
+) -> tuple[int, list[DecoderArch]]:
+    """The best batch and its diverse solutions, best first."""
+    failure: Infeasible | None = None
+    best: tuple[float, int, list[DecoderArch]] | None = None
+    for batch, price in sorted(prices.items()):
+        try:
+            found = solve(price.table(scores), price.bounds(budget), solutions=count)
+        except Infeasible as error:
+            failure = failure or error
+            continue
+        if best is None or found[0].score < best[0]:
+            best = found[0].score, batch, [_arch(price, solution.choice) for solution in found]
+    if best is None:
+        assert failure is not None
+        raise failure
+    return best[1], best[2]
+
+
+def _polish(
+    prices: Prices,
+    scores: Scores,
+    budget: Budget,
+    found: Sequence[DecoderArch],
+    before: Sequence[Tried],
+    true_kl: TrueKl,
+    config: PolishConfig,
+    progress: Progress,
+) -> tuple[Tried, ...]:
+    """Polish from the solver's solutions and from what earlier rounds found, as far as it still fits."""
+    fits, own = affordable(prices, budget), prices.space.shape.arch
+    starts = [(f"solution {i + 1}", arch) for i, arch in enumerate(found)]
+    starts += [(t.origin, t.arch) for t in before if fits(t.arch)][:4]
+    return polish(starts, prices.space, true_kl, lambda a: scores.total(a, own), fits, config, progress=progress)
+
+
+def _arch(prices: Prices, choice: Sequence[int]) -> DecoderArch:
+    return DecoderArch(blocks=tuple(prices.space.blocks(layer)[k] for layer, k in enumerate(choice)))
+
+
+def _broken(budget: Budget, costs: Mapping[str, float]) -> dict[str, float]:
+    """For each bound on a measured cost that `costs` break, the factor by which the cost must shrink."""
+    factors = {}
+    for bound in budget.bounds:
+        if bound.cost in TIMED and not bound.met(costs[bound.cost]):
+            ratio = bound.value / costs[bound.cost]
+            factors[bound.cost] = min(ratio, 1 / ratio) * MARGIN
+    return factors
+
+
+def _tightened(budget: Budget, factors: Mapping[str, float]) -> Budget:
+    """Upper bounds shrink by their factor, lower bounds (throughput) grow by it."""
+    grown = tuple(
+        replace(b, value=b.value / factors[b.cost]) if b.op == ">=" and b.cost in factors else b for b in budget.bounds
+    )
+    return Budget(bounds=grown).tighten(factors)

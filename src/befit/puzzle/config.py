@@ -1,0 +1,98 @@
+"""Everything one run of `befit puzzle` is asked to do. The run directory keeps it as JSON; `resume` reads it back.
+
+The numbers that come as defaults suit the embedded parent on a laptop's CPU; for a real model raise the token counts
+(Puzzle used up to 10^9 tokens for blockwise distillation and more for healing).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from befit.errors import RunConflict
+from befit.puzzle.heal import HealConfig
+from befit.puzzle.local import LocalConfig
+from befit.puzzle.polish import PolishConfig
+from befit.puzzle.score import ScoreConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class PuzzleConfig:
+    """Fit a trained language model to a budget, block by block."""
+
+    parent: str | None = None
+    """Checkpoint folder or hub name of a Llama, Mistral, Qwen2 or Qwen3 model; none takes the embedded parent."""
+    budget: str = "latency=60%, memory=70%"
+    """Bounds, absolute or relative to the parent, such as "memory=8GiB, decode_ms<=12"."""
+    data: str | None = None
+    """Text to distil and score on: .txt, .jsonl, a folder, or a hub dataset; none takes installed documentation."""
+    out: Path = Path("runs/puzzle")
+    """Run directory."""
+    workload: str = ""
+    """Such as "batch=8,prompt=2048,generate=256"; weights and cache default to the format used here."""
+    target: Literal["hf", "vllm", "llama.cpp"] = "hf"
+    """Where the child must run; decides which variants are legal."""
+    attention: str = "all,/2,/4,1,window,linear,noop"
+    """Attention variants: all, /N or N KV heads, window or window=N, linear, noop."""
+    ffn: str = "100,87,75,62,50,37,25,12,linear,noop"
+    """FFN variants: percent of the parent's width, linear, noop."""
+    window: int | None = None
+    """Tokens of the plain window variant; none takes a quarter of the workload's context."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute and to measure."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Format of weights and activations; auto is bf16 on a GPU, fp32 on a CPU."""
+    sequence: int = 128
+    """Tokens of one training or scoring sequence."""
+    rank_tokens: int = 16_384
+    """Tokens to rank neurons and heads on."""
+    local_tokens: int = 65_536
+    """Tokens of blockwise local distillation."""
+    local: LocalConfig = field(default_factory=LocalConfig)
+    """Blockwise local distillation."""
+    score_sequences: int = 64
+    """Held-out sequences to score on; as many more are kept for the final evaluation."""
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    """Scoring of variants."""
+    task: str | None = None
+    """Score by a function of your own instead: MODULE:FUNCTION, called with a model, lower is better."""
+    batches: tuple[int, ...] = ()
+    """Batch sizes to try when throughput is bounded; none tries 1, 2 and 4 times the workload's."""
+    solutions: int = 6
+    """Diverse solutions to compare by true KL."""
+    polish: PolishConfig = field(default_factory=PolishConfig)
+    """Local search on true KL."""
+    heal: HealConfig = field(default_factory=HealConfig)
+    """Distillation of the whole child."""
+    baselines: bool = False
+    """Also build, heal and measure uniform, depth-dropping, greedy and random children at the same budget."""
+    seed: int = 0
+    """Of everything random."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for config.json."""
+        return {**dataclasses.asdict(self), "out": str(self.out)}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> "PuzzleConfig":
+        """Read what `to_json` wrote. Raises `RunConflict` for a key this version does not know."""
+        return _rebuild(PuzzleConfig, data, "config.json")
+
+
+def _rebuild(kind: Any, data: Mapping[str, Any], where: str) -> Any:
+    hints = get_type_hints(kind)
+    unknown = sorted(set(data) - set(hints))
+    if unknown:
+        raise RunConflict(f"{where} has keys that this version of befit does not know: {', '.join(unknown)}")
+    return kind(**{name: _value(hints[name], value, f"{where}: {name}") for name, value in data.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _rebuild(hint, value, where)
+    options = get_args(hint) if get_origin(hint) is UnionType else (hint,)
+    if value is not None and Path in options:
+        return Path(value)
+    return tuple(value) if isinstance(value, list) else value

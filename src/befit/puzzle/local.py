@@ -1,0 +1,188 @@
+"""Blockwise local distillation: every variant of every sub-block learns its original's output from the parent's activations.
+
+One layer at a time: the layer's inputs for all training tokens are at hand, the parent's own two sub-blocks give the
+targets, and all variants of the layer train in the same pass, each on its own normalised squared error
+||o_p - o_c||^2 / ||o_p||^2 (Puzzle, arXiv 2411.19146, section on blockwise local distillation; decoupled: an attention
+variant is trained beside the parent's FFN and the other way round). The outputs are the next layer's inputs, so memory
+stays at one layer, its variants and the activations, however deep the parent is.
+
+Deviation: the error is taken on the sub-block's update, without the residual stream, so that layers weigh alike.
+
+Shapes: N sequences, B batch, T tokens, D hidden.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from befit.arch.decoder import NoOp, Variant
+from befit.arch.space import DecoderSpace
+from befit.lm.child import half
+from befit.lm.distill import normalised_mse
+from befit.lm.family import Family
+from befit.lm.modeling_befit import BefitForCausalLM, BefitLayer, Context
+from befit.lm.slice import initial
+from befit.progress import Progress, silent
+from befit.puzzle.library import KINDS, Library, flat, parent_layer
+from befit.rundir import read_json, write_json, write_tensors
+
+Halves = dict[tuple[str, Variant], BefitLayer]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalConfig:
+    """How a layer's variants are trained."""
+
+    epochs: int = 1
+    """Passes over the tokens; 0 leaves the training-free weights."""
+    batch: int = 4
+    """Sequences in one step."""
+    lr: float = 2e-3
+    """Adam's peak learning rate; warm-up over a tenth of the steps, then cosine to zero."""
+    held: float = 0.125
+    """Share of the sequences kept back to tell whether training helped."""
+    seed: int = 0
+    """Order of the sequences."""
+
+
+def build_library(
+    parent: BefitForCausalLM,
+    space: DecoderSpace,
+    family: Family,
+    tokens: Tensor,
+    config: LocalConfig,
+    *,
+    library: Library,
+    progress: Progress = silent,
+) -> dict[int, dict[str, tuple[float, float]]]:
+    """Train and write every layer's variants from token ids (N, T); layers already written are kept.
+
+    Returns for each layer and variant the held-out error before and after training.
+    """
+    windows = {getattr(v, "window", None) for i in range(space.shape.layers) for v in space.attention_variants(i)}
+    errors: dict[int, dict[str, tuple[float, float]]] = {}
+    with torch.no_grad():
+        x = torch.cat([parent.model.embed_tokens(ids.to(parent.device)) for ids in tokens.split(64)])
+        context = parent.model.begin(x[:1], windows=windows)
+    for index in progress(range(space.shape.layers), "library", space.shape.layers):
+        attended, after = _parent_outputs(parent.model.layers[index], x, context, config.batch)
+        record = library.file(index).with_suffix(".json")
+        if not record.exists():
+            weights = parent_layer(parent, index)
+            halves = _halves(parent, space, family, index, weights)
+            outcome = distil_layer(halves, (x, attended, after), context, config, seed=config.seed + index)
+            trained = {key: module.to(parent.dtype).state_dict() for key, module in halves.items()}
+            write_tensors(library.file(index), flat(trained))
+            write_json(record, {f"{kind}/{v.name}": pair for (kind, v), pair in outcome.items()})
+        errors[index] = {name: (pair[0], pair[1]) for name, pair in read_json(record).items()}
+        x = after
+    return errors
+
+
+def distil_layer(
+    halves: Halves, activations: tuple[Tensor, Tensor, Tensor], context: Context, config: LocalConfig, *, seed: int
+) -> dict[tuple[str, Variant], tuple[float, float]]:
+    """Train a layer's variants in place on (N, T, D) inputs, attention outputs and layer outputs of the parent.
+
+    A variant that training did not improve on the held-out sequences gets its first weights back. Returns the held-out
+    normalised squared error of each, before and after.
+    """
+    count = activations[0].shape[0]
+    held = max(1, int(count * config.held)) if config.epochs else count
+    train, kept = range(count - held), slice(count - held, None)
+    measure = partial(_errors, halves, [a[kept] for a in activations], context, config.batch)
+    before = measure()
+    if not train or not config.epochs:
+        return {key: (value, value) for key, value in before.items()}
+    first = {key: {n: t.clone() for n, t in module.state_dict().items()} for key, module in halves.items()}
+    _train(halves, activations, len(train), context, config, seed)
+    after = measure()
+    for key, module in halves.items():
+        if not after[key] < before[key]:
+            module.load_state_dict(first[key])
+            after[key] = before[key]
+    return {key: (before[key], after[key]) for key in halves}
+
+
+def _train(
+    halves: Halves,
+    activations: tuple[Tensor, Tensor, Tensor],
+    count: int,
+    context: Context,
+    config: LocalConfig,
+    seed: int,
+) -> None:
+    """Adam on the sum of all variants' errors; variants share no parameter, so each has its own gradient."""
+    parameters = [p for module in halves.values() for p in module.requires_grad_(True).parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    steps = math.ceil(count / config.batch) * config.epochs
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_warm_cosine, steps=steps))
+    order = torch.Generator().manual_seed(seed)
+    device = activations[0].device
+    for _ in range(config.epochs):
+        for rows in torch.randperm(count, generator=order).split(config.batch):
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                losses = _losses(halves, [a[rows.to(device)] for a in activations], context)
+            optimizer.zero_grad(set_to_none=True)
+            torch.stack(list(losses.values())).sum().backward()
+            optimizer.step()
+            schedule.step()
+    for module in halves.values():
+        module.requires_grad_(False)
+
+
+def _losses(halves: Halves, activations: list[Tensor], context: Context) -> dict[tuple[str, Variant], Tensor]:
+    """The normalised squared error of every variant's update on (B, T, D) activations."""
+    x, attended, after = (a.float() for a in activations)
+    losses = {}
+    for (kind, variant), module in halves.items():
+        if kind == "attention":
+            losses[kind, variant] = normalised_mse(attended - x, module.attend(x, context) - x)
+        else:
+            losses[kind, variant] = normalised_mse(after - attended, module.feed(attended) - attended)
+    return losses
+
+
+@torch.no_grad()
+def _errors(
+    halves: Halves, activations: list[Tensor], context: Context, batch: int
+) -> dict[tuple[str, Variant], float]:
+    totals: dict[tuple[str, Variant], float] = dict.fromkeys(halves, 0.0)
+    pieces = list(zip(*(a.split(batch) for a in activations), strict=True))
+    for piece in pieces:
+        for key, loss in _losses(halves, list(piece), context).items():
+            totals[key] += float(loss) / len(pieces)
+    return totals
+
+
+@torch.no_grad()
+def _parent_outputs(layer: BefitLayer, x: Tensor, context: Context, batch: int) -> tuple[Tensor, Tensor]:
+    attended = torch.cat([layer.attend(part, context) for part in x.split(batch)])
+    return attended, torch.cat([layer.feed(part) for part in attended.split(batch)])
+
+
+def _halves(
+    parent: BefitForCausalLM, space: DecoderSpace, family: Family, index: int, weights: Mapping[str, Tensor]
+) -> Halves:
+    """Every variant of a layer that has weights of its own, in fp32, with its training-free weights."""
+    halves: Halves = {}
+    block = space.shape.arch.blocks[index]
+    for kind, own in zip(KINDS, (block.attention, block.ffn), strict=True):
+        for variant in space.attention_variants(index) if kind == "attention" else space.ffn_variants(index):
+            if variant == own or isinstance(variant, NoOp):
+                continue
+            module = half(parent.config, index, variant, kind)
+            module.load_state_dict(initial(dict(weights), variant, kind, space.shape, family), assign=True)
+            halves[kind, variant] = module.float()
+    return halves
+
+
+def _warm_cosine(step: int, *, steps: int) -> float:
+    warm = max(1, steps // 10)
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))

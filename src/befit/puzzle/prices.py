@@ -1,0 +1,95 @@
+"""What every option of every layer costs, and the solver's table made from scores and costs.
+
+Counts are exact; milliseconds come from the measured table. All costs add up over layers, so bounds on them are linear;
+throughput is not a sum, but for a given batch a lower bound on it is an upper bound on latency.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from befit.arch.decoder import Attention, Block, DecoderArch
+from befit.arch.space import DecoderSpace
+from befit.budget import Bound, Budget
+from befit.cost.count import Cost, attention_cost, ffn_cost, fixed_cost
+from befit.cost.latency import LatencyTable
+from befit.cost.workload import Workload
+from befit.puzzle.score import Scores
+from befit.puzzle.solve import Option, Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prices:
+    """Costs of one parent's children at one workload on one device."""
+
+    space: DecoderSpace
+    """The parent and its options."""
+    workload: Workload
+    """At which batch and lengths."""
+    latency: LatencyTable
+    """Measured on the device at this workload."""
+
+    def fixed(self) -> dict[str, float]:
+        """What every child pays: embedding, final norm, head."""
+        time = self.latency.fixed()
+        return self._named(fixed_cost(self.space.shape, self.workload), time[0], time[1]) | {"attention_layers": 0.0}
+
+    def block(self, block: Block) -> dict[str, float]:
+        """What one layer pays."""
+        shape, work = self.space.shape, self.workload
+        cost = attention_cost(shape, block.attention, work) + ffn_cost(shape, block.ffn, work)
+        time = self.latency.option_costs(block)
+        real = {"attention_layers": float(isinstance(block.attention, Attention))}
+        return self._named(cost, time[0], time[1]) | real
+
+    def arch(self, arch: DecoderArch) -> dict[str, float]:
+        """What a whole child pays, `tokens_per_s` included."""
+        total = self.fixed()
+        for block in arch.blocks:
+            for name, value in self.block(block).items():
+                total[name] += value
+        return total | {"tokens_per_s": self.tokens_per_s(total["latency_ms"])}
+
+    def tokens_per_s(self, latency_ms: float) -> float:
+        """Generated tokens a second over the batch when each request takes `latency_ms`."""
+        return 1000.0 * self.workload.batch * self.workload.generate / latency_ms
+
+    def bounds(self, budget: Budget) -> tuple[Bound, ...]:
+        """The absolute bounds of `budget` on costs that add up, and the rule that one layer must keep attention.
+
+        Throughput becomes latency at this batch.
+        """
+        linear = [Bound(cost="attention_layers", op=">=", value=1.0)]
+        for bound in budget.bounds:
+            if bound.cost == "tokens_per_s":
+                limit = self.tokens_per_s(1.0) / bound.value
+                linear.append(Bound(cost="latency_ms", op="<=", value=limit))
+            else:
+                linear.append(bound)
+        return tuple(linear)
+
+    def table(self, scores: Scores) -> Table:
+        """One option for every legal block of every layer."""
+        own = self.space.shape.arch.blocks
+        known: dict[Block, Mapping[str, float]] = {}
+        layers = []
+        for layer in range(self.space.shape.layers):
+            options = []
+            for block in self.space.blocks(layer):
+                if block not in known:
+                    known[block] = self.block(block)
+                value = scores.block(layer, block, own[layer])
+                options.append(Option(name=block.name, score=value, costs=known[block]))
+            layers.append(tuple(options))
+        return Table(layers=tuple(layers), fixed=self.fixed())
+
+    def _named(self, cost: Cost, prefill_ms: float, decode_ms: float) -> dict[str, float]:
+        return {
+            "params": float(cost.params),
+            "weight_bytes": float(cost.weight_bytes),
+            "cache_bytes": float(cost.cache_bytes),
+            "memory_bytes": float(cost.memory_bytes),
+            "flops": float(cost.flops),
+            "prefill_ms": prefill_ms,
+            "decode_ms": decode_ms,
+            "latency_ms": prefill_ms + self.workload.generate * decode_ms,
+        }

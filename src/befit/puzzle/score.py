@@ -1,0 +1,271 @@
+"""What each variant costs in quality: the parent with one sub-block replaced, compared with the parent.
+
+For every batch of held-out text the parent runs once and its layer inputs are kept. A replacement in layer i then needs only
+that layer and the ones after it, and all replacements of a layer go through the rest of the network as one batch.
+
+The default score is KL(parent || child) in nats a token, averaged over all positions (Puzzle, arXiv 2411.19146, section on
+replace-1-block scores). Scores of the two sub-blocks of a layer do not add up exactly: a few pairs a layer are measured and
+give the layer an interaction g, joint = s_a + s_f + g sqrt(s_a s_f); or all pairs are measured (`joint="all"`).
+
+Shapes: N sequences, B batch, T tokens, D hidden, V vocabulary, R replacements of one layer.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from befit.arch.decoder import Block, DecoderArch
+from befit.arch.space import DecoderSpace
+from befit.errors import BadData
+from befit.lm.distill import kl_given, parent_terms
+from befit.lm.modeling_befit import BefitForCausalLM, BefitLayer, Context
+from befit.progress import Progress, silent
+from befit.puzzle.library import Library
+from befit.rundir import read_json, write_json
+
+JOINT = ("none", "pairs", "all")
+LOGITS_AT_ONCE = 2**25
+"""Logits held at a time (128 MiB in fp32); more replacements go through the network in several pieces."""
+
+Table = dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """How scores are measured."""
+
+    metric: str = "kl"
+    """kl, loss (next-token loss above the parent's), hidden (normalised squared error of the last hidden state)."""
+    joint: str = "pairs"
+    """none: add the two scores of a layer; pairs: correct the sum by a few measured pairs; all: measure every pair."""
+    pairs: int = 6
+    """Pairs measured a layer for `joint="pairs"`."""
+    batch: int = 8
+    """Sequences in one batch."""
+
+    def __post_init__(self) -> None:
+        if self.joint not in JOINT:
+            raise BadData(f"joint must be one of {', '.join(JOINT)}, got {self.joint!r}")
+        if self.metric not in METRICS:
+            raise BadData(f"unknown score {self.metric!r}; expected {', '.join(METRICS)} or task:MODULE:FUNCTION")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Measured scores of every layer, by block name (`kv2+ffn512`); the parent's own block scores 0."""
+
+    layers: tuple[Table, ...]
+    """All measured replacements, single and joint."""
+    interaction: tuple[float, ...]
+    """g of each layer; 0 adds the two scores."""
+
+    def block(self, layer: int, block: Block, own: Block) -> float:
+        """The score of replacing a whole layer by `block`: measured if it was, else from its two halves."""
+        measured = self.layers[layer]
+        if block == own:
+            return 0.0
+        if block.name in measured:
+            return measured[block.name]
+        s_a, s_f = self.halves(layer, block, own)
+        return s_a + s_f + self.interaction[layer] * _geometric(s_a, s_f)
+
+    def halves(self, layer: int, block: Block, own: Block) -> tuple[float, float]:
+        """The scores of the attention half and of the FFN half alone."""
+        measured = self.layers[layer]
+        alone = (Block(attention=block.attention, ffn=own.ffn), Block(attention=own.attention, ffn=block.ffn))
+        s_a, s_f = (0.0 if b == own else measured[b.name] for b in alone)
+        return s_a, s_f
+
+    def total(self, arch: DecoderArch, parent: DecoderArch) -> float:
+        """The sum over layers: a ranking signal, not the child's KL."""
+        pairs = enumerate(zip(arch.blocks, parent.blocks, strict=True))
+        return math.fsum(self.block(i, block, own) for i, (block, own) in pairs)
+
+    def to_json(self) -> dict[str, Any]:
+        """For a stage folder."""
+        return {"layers": list(self.layers), "interaction": list(self.interaction)}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> "Scores":
+        """What `to_json` gave."""
+        return Scores(layers=tuple(data["layers"]), interaction=tuple(data["interaction"]))
+
+
+class Metric(Protocol):
+    """Compares final hidden states of children with the parent's, for one batch."""
+
+    def __call__(self, model: BefitForCausalLM, ids: Tensor, hidden: Tensor) -> Callable[[Tensor], Tensor]:
+        """From tokens (B, T) and the parent's normed final states (B, T, D), a function (R, B, T, D) -> (R, B)."""
+        ...
+
+
+def kl_metric(model: BefitForCausalLM, ids: Tensor, hidden: Tensor) -> Callable[[Tensor], Tensor]:
+    """KL(parent || child), mean over tokens."""
+    del ids
+    terms = parent_terms(model.lm_head(hidden))
+    return lambda states: torch.stack([kl_given(terms, model.lm_head(one)) for one in states])
+
+
+def loss_metric(model: BefitForCausalLM, ids: Tensor, hidden: Tensor) -> Callable[[Tensor], Tensor]:
+    """Next-token loss of the child minus the parent's, mean over tokens."""
+
+    def loss(states: Tensor) -> Tensor:
+        logits = model.lm_head(states[:, :-1]).float().transpose(1, 2)
+        return nn.functional.cross_entropy(logits, ids[:, 1:], reduction="none").mean(1)
+
+    base = loss(hidden)
+    return lambda states: torch.stack([loss(one) - base for one in states])
+
+
+def hidden_metric(model: BefitForCausalLM, ids: Tensor, hidden: Tensor) -> Callable[[Tensor], Tensor]:
+    """Squared error of the normed final hidden state over the parent's squared norm."""
+    del model, ids
+    norm = hidden.float().square().sum((-1, -2))
+    return lambda states: (states.float() - hidden.float()).square().sum((-1, -2)) / norm
+
+
+METRICS: dict[str, Metric] = {"kl": kl_metric, "loss": loss_metric, "hidden": hidden_metric}
+
+
+@torch.inference_mode()
+def score(
+    library: Library, tokens: Tensor, config: ScoreConfig, *, folder: Path, progress: Progress = silent
+) -> Scores:
+    """Measure all replacements on token ids (N, T); batches finished earlier are read from `folder`."""
+    space, model = library.space, library.parent
+    plans = [_plan(space, layer, config) for layer in range(space.shape.layers)]
+    windows = {getattr(b.attention, "window", None) for plan in plans for b in plan}
+    halves = _Halves(library)
+    batches = tokens.split(config.batch)
+    for number, ids in enumerate(progress(batches, "score", len(batches))):
+        record = folder / f"batch_{number:04d}.json"
+        if not record.exists():
+            sums = _score_batch(model, halves, plans, ids.to(model.device), windows, METRICS[config.metric])
+            write_json(record, sums)
+    layers = []
+    for layer, plan in enumerate(plans):
+        sums = [read_json(folder / f"batch_{n:04d}.json")[layer] for n in range(len(batches))]
+        layers.append({b.name: math.fsum(s[b.name] for s in sums) / len(tokens) for b in plan})
+    return with_interaction(layers, space)
+
+
+def score_task(library: Library, task: Callable[[BefitForCausalLM], float], *, progress: Progress = silent) -> Scores:
+    """Score by a task of the user's own: `task(model)` is a number, lower is better; the parent's is subtracted.
+
+    Nothing of the parent's work can be reused, so this runs one whole child for each replacement.
+    """
+    space, own = library.space, library.space.shape.arch
+    base = task(library.parent)
+    plans = [_plan(space, layer, ScoreConfig(joint="none")) for layer in range(space.shape.layers)]
+    jobs = [(layer, block) for layer, plan in enumerate(plans) for block in plan]
+    layers: list[Table] = [{} for _ in plans]
+    for layer, block in progress(jobs, "score", len(jobs)):
+        blocks = (*own.blocks[:layer], block, *own.blocks[layer + 1 :])
+        layers[layer][block.name] = task(library.compose(DecoderArch(blocks=blocks))) - base
+    return with_interaction(layers, space)
+
+
+def with_interaction(layers: Iterable[Table], space: DecoderSpace) -> Scores:
+    """Fit each layer's interaction g to its measured pairs by least squares through the origin."""
+    tables, fitted = tuple(layers), []
+    for layer, table in enumerate(tables):
+        own = space.shape.arch.blocks[layer]
+        plain = Scores(layers=tables, interaction=(0.0,) * len(tables))
+        above = below = 0.0
+        for block in space.blocks(layer):
+            if block.name in table and block.attention != own.attention and block.ffn != own.ffn:
+                s_a, s_f = plain.halves(layer, block, own)
+                mean = _geometric(s_a, s_f)
+                above += (table[block.name] - s_a - s_f) * mean
+                below += mean * mean
+        fitted.append(above / below if below > 0 else 0.0)
+    return Scores(layers=tables, interaction=tuple(fitted))
+
+
+def _geometric(s_a: float, s_f: float) -> float:
+    return math.sqrt(max(s_a, 0.0) * max(s_f, 0.0))
+
+
+def _plan(space: DecoderSpace, layer: int, config: ScoreConfig) -> list[Block]:
+    """The replacements to measure: every variant alone, then pairs from mild to strong."""
+    own = space.shape.arch.blocks[layer]
+    attention = [a for a in space.attention_variants(layer) if a != own.attention]
+    ffn = [f for f in space.ffn_variants(layer) if f != own.ffn]
+    plan = [Block(attention=a, ffn=own.ffn) for a in attention] + [Block(attention=own.attention, ffn=f) for f in ffn]
+    pairs = [Block(attention=a, ffn=f) for a in attention for f in ffn]
+    if config.joint == "pairs" and len(pairs) > config.pairs > 0:
+        # Evenly spaced along the diagonal: mild with mild up to nothing with nothing.
+        places = [(k + 1) / config.pairs for k in range(config.pairs)]
+        corners = [(math.ceil(p * len(attention)) - 1, math.ceil(p * len(ffn)) - 1) for p in places]
+        pairs = [Block(attention=attention[a], ffn=ffn[f]) for a, f in dict.fromkeys(corners)]
+    return plan + ([] if config.joint == "none" else pairs)
+
+
+class _Halves:
+    """Sub-blocks of the library, made when first used."""
+
+    def __init__(self, library: Library) -> None:
+        self.library = library
+        self.made: dict[tuple[int, str, str], BefitLayer] = {}
+
+    def __call__(self, layer: int, kind: str, block: Block) -> BefitLayer:
+        variant = block.attention if kind == "attention" else block.ffn
+        key = (layer, kind, variant.name)
+        if key not in self.made:
+            self.made[key] = self.library.half(layer, kind, variant)
+        return self.made[key]
+
+
+def _score_batch(
+    model: BefitForCausalLM,
+    halves: _Halves,
+    plans: list[list[Block]],
+    ids: Tensor,
+    windows: set[int | None],
+    metric: Metric,
+) -> list[Table]:
+    """For one batch (B, T), the sum over its sequences of every replacement's score, layer by layer."""
+    x = model.model.embed_tokens(ids)
+    context = model.model.begin(x, windows=windows)
+    inputs = [x]
+    for layer in model.model.layers:
+        inputs.append(layer(inputs[-1], context))
+    compare = metric(model, ids, model.model.norm(inputs[-1]))
+    at_once = max(1, LOGITS_AT_ONCE // (ids.numel() * model.config.vocab_size))
+    sums = []
+    for layer, plan in enumerate(plans):
+        table: Table = {}
+        replaced = _replacements(model.model.layers[layer], halves, layer, plan, inputs[layer], context)
+        for start in range(0, len(plan), at_once):
+            part = torch.stack(replaced[start : start + at_once])
+            states = _suffix(model, layer + 1, part.flatten(0, 1), context).unflatten(0, part.shape[:2])
+            values = compare(states).sum(1).tolist()
+            table |= {block.name: v for block, v in zip(plan[start : start + at_once], values, strict=True)}
+        sums.append(table)
+    return sums
+
+
+def _replacements(
+    layer: BefitLayer, halves: _Halves, index: int, plan: list[Block], x: Tensor, context: Context
+) -> list[Tensor]:
+    """The layer's output (B, T, D) for every replacement; each attention variant runs once."""
+    attended: dict[str, Tensor] = {}
+    outputs = []
+    for block in plan:
+        name = block.attention.name
+        if name not in attended:
+            attended[name] = halves(index, "attention", block).attend(x, context)
+        outputs.append(halves(index, "ffn", block).feed(attended[name]))
+    return outputs
+
+
+def _suffix(model: BefitForCausalLM, start: int, x: Tensor, context: Context) -> Tensor:
+    """The rest of the network on (R * B, T, D), up to and with the final norm."""
+    for layer in model.model.layers[start:]:
+        x = layer(x, context)
+    return model.model.norm(x)

@@ -1,0 +1,139 @@
+"""Files that survive a crash, and a run directory that remembers what was asked of it.
+
+Every file is written whole or not at all: into a temporary file beside it, flushed to disk, then renamed. A stage of a run
+is kept under a key made from everything that went into it; a stage whose key is unchanged is read, not redone.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from befit.errors import DiskFull, RunConflict
+
+
+def digest(*parts: Any) -> str:
+    """A short name (16 hex digits) for JSON values: equal values, equal names, in any process."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; what was written there takes its place when the block ends well.
+
+    Raises `DiskFull` instead of the system's error when there is no room; the old file stays as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise DiskFull(
+                f"no room on the disk for {path}; free some space and run the same command again: "
+                "everything finished so far is kept"
+            ) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all; NaN is refused, because strict readers cannot read it."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read what `write_json` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
+    """Write a safetensors file whole or not at all."""
+    from safetensors.torch import save_file
+
+    with replacing(path) as temporary:
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary)
+
+
+def read_tensors(path: Path) -> dict[str, Any]:
+    """Read a safetensors file to the CPU."""
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One step of a run, for the record."""
+
+    name: str
+    """rank, library, score, …"""
+    seconds: float
+    """Time it took when it was done, which may have been in an earlier call."""
+    reused: bool
+    """Whether this call found it done."""
+
+
+@dataclass(kw_only=True)
+class Run:
+    """A run directory: `config.json`, `stages/NAME-KEY/…`, `summary.json`, `report.html`, `child/`."""
+
+    folder: Path
+    """Where everything lies."""
+    stages: list[Stage] = field(default_factory=list)
+    """What this call has been through so far."""
+
+    @staticmethod
+    def open(folder: Path, config: Mapping[str, Any], *, may_change: tuple[str, ...]) -> "Run":
+        """Make or re-enter a run directory.
+
+        Raises `RunConflict` if it holds a run whose configuration differs in anything but `may_change`, or if it holds
+        files that are no run at all.
+        """
+        written = folder / "config.json"
+        if written.exists():
+            old = read_json(written)
+            differing = [k for k in sorted({*old, *config}) if k not in may_change and old.get(k) != config.get(k)]
+            if differing:
+                shown = "; ".join(f"{k} was {old.get(k)!r}, now {config.get(k)!r}" for k in differing)
+                raise RunConflict(
+                    f"{folder} holds a run with another configuration ({shown}); "
+                    "give another --out, or the old values to continue it"
+                )
+        elif folder.exists() and any(folder.iterdir()):
+            raise RunConflict(f"{folder} exists, is not empty and holds no befit run; give another --out")
+        write_json(written, dict(config))
+        return Run(folder=folder)
+
+    def stage(self, name: str, key: str, make: Callable[[Path], None]) -> Path:
+        """The folder of a stage, made by `make(folder)` unless it was completed before under the same key.
+
+        `make` may find files of an interrupted attempt in the folder and may use those that are complete.
+        """
+        folder = self.folder / "stages" / f"{name}-{key}"
+        done = folder / "done.json"
+        reused = done.exists()
+        if not reused:
+            folder.mkdir(parents=True, exist_ok=True)
+            begin = time.perf_counter()
+            make(folder)
+            write_json(done, {"seconds": round(time.perf_counter() - begin, 3)})
+        self.stages.append(Stage(name=name, seconds=read_json(done)["seconds"], reused=reused))
+        return folder
