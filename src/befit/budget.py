@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from befit.errors import BadBudget
 
@@ -145,7 +145,7 @@ class Budget:
         bounds = _only_keys(data, ("bounds",), "budget")["bounds"]
         if not isinstance(bounds, list):
             raise BadBudget(f"budget: 'bounds' must be a list, got {type(bounds).__name__}")
-        return Budget(bounds=tuple(_bound_from_json(entry, i) for i, entry in enumerate(_anything(bounds))))
+        return Budget(bounds=tuple(_bound_from_json(entry, i) for i, entry in enumerate(cast("list[Any]", bounds))))
 
     def __str__(self) -> str:
         return ", ".join(str(bound) for bound in self.bounds)
@@ -311,12 +311,7 @@ def _bound_from_json(data: Any, index: int) -> Bound:
 def _only_keys(data: Any, keys: tuple[str, ...], where: str) -> dict[str, Any]:
     if not isinstance(data, Mapping):
         raise BadBudget(f"{where}: expected an object with the keys {', '.join(keys)}, got {data!r}")
-    given: dict[str, Any] = dict(_anything(data))
+    given: dict[str, Any] = dict(cast("Mapping[str, Any]", data))
     if set(given) != set(keys):
         raise BadBudget(f"{where}: got the keys {sorted(map(str, given))}; expected exactly {sorted(keys)}")
     return given
-
-
-def _anything(data: Any) -> Any:
-    """Back to Any after isinstance narrowed a JSON value to a container of unknown items."""
-    return data

@@ -1,0 +1,1 @@
+"""Puzzle: a library of cheaper blocks, scored one by one, combined by exact search under a budget, healed."""
