@@ -37,9 +37,11 @@ def hf_config(shape: DecoderShape) -> PreTrainedConfig:
     """transformers' configuration of a uniform `shape`."""
     first = shape.arch.blocks[0]
     assert isinstance(first.attention, Attention) and isinstance(first.ffn, Ffn)
-    more = {"attention_bias": shape.o_bias, "mlp_bias": shape.mlp_bias} if shape.family == "llama" else {}
+    more: dict[str, object] = (
+        {"attention_bias": shape.o_bias, "mlp_bias": shape.mlp_bias} if shape.family == "llama" else {}
+    )
     if shape.family == "qwen3":
-        more = {"attention_bias": shape.o_bias}
+        more: dict[str, object] = {"attention_bias": shape.o_bias}
     if shape.family != "qwen2":
         more["head_dim"] = shape.head_dim
     if shape.family == "mistral":
@@ -166,26 +168,30 @@ def test_whole_models_match_transformers_numel_and_flop_counter(shape: DecoderSh
     assert cost.flops == counter.get_total_flops()
 
 
+class WatchedCache(DynamicCache):
+    """Remembers the keys and values that each layer attended to last."""
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config=config)
+        self.attended: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
+        self.attended[layer_idx] = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        return self.attended[layer_idx]
+
+
 @settings(max_examples=25, deadline=None)
 @given(shape=shapes(), workload=workloads)
 def test_cache_bytes_match_the_keys_and_values_a_real_cache_attends_to(shape: DecoderShape, workload: Workload) -> None:
     config = hf_config(shape)
     model = CLASSES[shape.family][0](config).to(getattr(torch, {"fp32": "float32", "bf16": "bfloat16"}[workload.cache]))
-    cache = DynamicCache(config=config)
-    attended = dict[int, tuple[torch.Tensor, torch.Tensor]]()
-    update = cache.update
-
-    def spy(keys: torch.Tensor, values: torch.Tensor, layer: int, *args: object) -> tuple[torch.Tensor, torch.Tensor]:
-        attended[layer] = update(keys, values, layer, *args)
-        return attended[layer]
-
-    cache.update = spy
+    cache = WatchedCache(config)
     tokens = torch.zeros(workload.batch, workload.context, dtype=torch.long)
     with torch.inference_mode():
         if workload.context > 1:
             model(tokens[:, :-1], past_key_values=cache)
         model(tokens[:, -1:], past_key_values=cache)
-    real = sum(t.numel() * t.element_size() for pair in attended.values() for t in pair)
+    real = sum(t.numel() * t.element_size() for pair in cache.attended.values() for t in pair)
     assert count(shape, shape.arch, workload).cache_bytes == real
 
 
