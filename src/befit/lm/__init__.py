@@ -1,0 +1,1 @@
+"""A language model as a row of blocks: data, families, slicing, children."""
