@@ -84,14 +84,17 @@ def thumbnail(arch: Any, parent: Any) -> str:
     if not rows:
         return ""
     scale = _scale(rows + _cells(parent))
+    gap = 0.1 if len(rows) <= 28 else 0.0  # thinner rows with gaps would shimmer
     shapes = []
     for y, (attention, ffn) in enumerate(rows):
         for cell, full, side in ((attention, scale.heads, "attn"), (ffn, scale.width, "ffn")):
             length = 48.0 * (cell.size / full if cell.kind == "size" else cell.kind == "linear")
-            top, tall = (y + 0.42, 0.16) if cell.kind == "linear" else (y + 0.1, 0.8)
+            top, tall = (y + 0.42, 0.16) if cell.kind == "linear" else (y + gap, 1 - 2 * gap)
             x = 49 - length if side == "attn" else 51.0
             if length:
-                shapes.append(f'<rect class="{side}" x="{x:.2f}" y="{top:.2f}" width="{length:.2f}" height="{tall}"/>')
+                shapes.append(
+                    f'<rect class="{side}" x="{x:.2f}" y="{top:.2f}" width="{length:.2f}" height="{tall:g}"/>'
+                )
     return (
         f'<svg class="thumb" viewBox="0 0 100 {len(rows)}" preserveAspectRatio="none" role="img" '
         f'aria-label="{len(rows)} layers in miniature"><rect class="ghost" width="100" height="{len(rows)}"/>'
@@ -116,7 +119,7 @@ def describe(child: Any, parent: Any) -> str:
             words.append(f"{noun} {whole(before)} → {whole(now)}")
     windows = sum(bool(row[0].window) for row in rows)
     if windows:
-        words.append(f"{windows} with a sliding window")
+        words.append(f"{windows} sliding window{'s' if windows > 1 else ''}")
     return f"{len(rows)} layers: {', '.join(words) if words else 'all as in the parent'}."
 
 
@@ -159,7 +162,7 @@ def _attention(cell: _Cell, ghost: _Cell, heads: int, y: int, tall: int) -> str:
             _rect("ghost", left, span * ghost.size / heads, y, tall)
             + _rect("attn", left, span * cell.size / heads, *_seen(cell, y, tall))
         )  # fmt: skip
-    pitch = span / heads
+    pitch = span / (heads - 0.24)
     bars = []
     for i in range(max(cell.size, ghost.size)):
         if i < ghost.size:

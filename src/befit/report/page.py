@@ -5,32 +5,33 @@ neither load anything nor run what a name smuggled in. Plotly (MIT licence) is i
 """
 
 import hashlib
+import json
 import os
-import tempfile
 from base64 import b64encode
 from collections.abc import Mapping
+from datetime import datetime
+from functools import cache
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from befit.report import architecture, figures, tables
+from befit.report import architecture, canvas, figures, heat_map, tables
 from befit.report import quantities as q
 
 
 def write_report(summary: Mapping[str, Any], path: Path) -> None:
     """Write the page in one step: a reader sees the old file or the new one, never half of it. Raises `OSError`."""
     page = render(summary).encode("utf-8", errors="replace")
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    temporary = path.with_name(path.name + ".tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("wb") as file:
             file.write(page)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        temporary.replace(path)
     except OSError:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -38,11 +39,8 @@ def render(summary: Mapping[str, Any]) -> str:
     """The whole page as text. Missing parts of the summary are left out; nothing in it can make this raise."""
     main = _header(summary) + "".join(_sections(summary)) + _footer(summary)
     scripts = [_plotly(), _asset("page.js")] if 'class="plot"' in main else []
-    hashes = " ".join(f"'sha256-{b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts) or "'none'"
-    policy = (
-        "default-src 'none'; base-uri 'none'; img-src data: blob:; style-src 'unsafe-inline'; "
-        f"script-src {hashes}"
-    )
+    hashes = " ".join(_hash(script) for script in scripts) or "'none'"
+    policy = f"default-src 'none'; base-uri 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src {hashes}"
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
@@ -116,14 +114,14 @@ def _device(facts: Any) -> str:
 def _workload(facts: Any) -> str:
     facts = q.mapping(facts)
     counts = [(q.number(facts.get(key)), noun) for key, noun in
-              (("batch", "requests together"), ("prompt", "prompt tokens"), ("generate", "generated tokens"))]  # fmt: skip
+              (("batch", "requests at a time"), ("prompt", "prompt tokens"), ("generate", "generated tokens"))]  # fmt: skip
     words = [f"{q.whole(value)} {noun}" for value, noun in counts if value is not None]
     words += [f"{noun} in {facts[key]}" for key, noun in (("weights", "weights"), ("cache", "cache")) if facts.get(key)]
     return ", ".join(words)
 
 
 def _sections(summary: Mapping[str, Any]) -> list[str]:
-    parent, child = q.mapping(summary.get("parent")), q.mapping(summary.get("child"))
+    child = q.mapping(summary.get("child"))
     scores, accuracy = summary.get("scores"), summary.get("accuracy")
     work = tables.stages(summary.get("stages")) + tables.funnel(summary.get("funnel"))
     return [
@@ -131,25 +129,20 @@ def _sections(summary: Mapping[str, Any]) -> list[str]:
         _section("Parent, child and baselines", tables.comparison(summary), _kl_in_words(child)),
         _section("What to know", _notes(summary.get("notes")), ""),
         _section("The child, layer by layer", _architecture(summary), ""),
-        _section("What each replacement costs in quality", figures.heat_map(scores, summary.get("ranking"), child.get("arch")),
-                 "Darker means more harm. A dot marks what the child uses."),
-        _section("Quality against cost", figures.front(summary.get("front"), summary.get("budget")), _FRONT_KEY),
+        _section("What each replacement costs in quality", heat_map.heat_map(scores, summary.get("ranking"), child.get("arch")),
+                 _SCORES),
+        _section("Quality against cost", figures.front(summary.get("front"), summary.get("budget")), ""),
         _section("Predicted against measured", figures.accuracy(accuracy),
-                 escape(figures.accuracy_in_words(accuracy)) + _ACCURACY_KEY),
+                 escape(figures.accuracy_in_words(accuracy))),
         _section("Healing", figures.healing(summary.get("heal")), _healed(summary.get("heal"))),
         _section("What the run did", work, ""),
         _section("Load the child", _loading(summary) if child else "", ""),
-    ] if parent or child or summary else []  # fmt: skip
+    ]  # fmt: skip
 
 
-_FRONT_KEY = (
-    '<span class="key"><i class="dot full"></i>true KL of the assembled child</span> '
-    '<span class="key"><i class="dot"></i>its scores added up</span> '
-    '<span class="key"><i class="dot chosen"></i>chosen</span> <span class="key"><i class="dash"></i>the bound</span>'
-)
-_ACCURACY_KEY = (
-    ' <span class="key"><i class="dot chosen"></i>not in the fit</span> '
-    '<span class="key"><i class="dot"></i>in the fit</span> <span class="key"><i class="dash"></i>perfect prediction</span>'
+_SCORES = (
+    "The stronger the colour, the more harm. A dot marks what the child uses. "
+    "kvN keeps N key/value heads (wN: over the last N tokens), ffnN keeps N neurons, noop keeps nothing."
 )
 
 
@@ -163,13 +156,9 @@ def _section(title: str, body: str, caption: str) -> str:
 
 def _kl_in_words(child: Mapping[str, Any]) -> str:
     total, before, now = (q.dig(child, key) for key in ("kl_sum", "kl_before_heal", "kl"))
-    words = []
-    if total is not None:
-        words.append(f"the scores of its parts add up to {q.significant(total)}")
-    if before is not None:
-        words.append(f"assembled, it lay at {q.significant(before)}")
-    if now is not None:
-        words.append(f"it now lies at {q.significant(now)}" if before is not None else f"it lies at {q.significant(now)}")
+    values = ((total, "by adding up the scores of its parts"), (before, "when assembled"),
+              (now, "after healing" if before is not None else "when assembled"))  # fmt: skip
+    words = [f"{q.significant(value)} {when}" for value, when in values if value is not None]
     return f"The child’s KL to the parent: {', '.join(words)}." if len(words) > 1 else ""
 
 
@@ -190,11 +179,9 @@ def _architecture(summary: Mapping[str, Any]) -> str:
         for name, model in others
         if (thumb := architecture.thumbnail(q.mapping(model).get("arch"), ghost))
     ]
-    key = (
-        '<p class="caption"><span class="key"><i class="box attn"></i>KV head</span> '
-        '<span class="key"><i class="box ffn"></i>FFN</span> <span class="key"><i class="box ghost"></i>only in the parent</span> '
-        '<span class="key"><i class="box noop"></i>dropped</span> <span class="key"><i class="box half"></i>sliding window</span></p>'
-    )
+    marks = (("box attn", "a KV head"), ("box ffn", "FFN"), ("box ghost", "only in the parent"), ("box noop", "dropped"),
+             ("box half", "sliding window"))  # fmt: skip
+    key = canvas.key(*marks)
     return (
         f"<p>{escape(architecture.describe(child.get('arch'), ghost))}</p>{picture}{key}"
         f'<div class="thumbs">{"".join(small)}</div>'
@@ -212,7 +199,7 @@ def _healed(facts: Any) -> str:
 
 
 def _loading(summary: Mapping[str, Any]) -> str:
-    place = escape(repr(str(summary.get("checkpoint") or "child")))
+    place = escape(json.dumps(str(summary.get("checkpoint") or "child"), ensure_ascii=False))
     return (
         "<pre><code>"
         f"model = befit.load({place})\n"
@@ -225,14 +212,29 @@ def _footer(summary: Mapping[str, Any]) -> str:
     command = f"<pre><code>{escape(str(summary['command']))}</code></pre>" if summary.get("command") else ""
     facts = [f"befit {summary['befit']}" if summary.get("befit") else "befit"]
     facts += [f"seed {seed}" for seed in [q.number(summary.get("seed"))] if seed is not None]
-    facts += [str(summary["made"])] if summary.get("made") else []
+    facts += [_moment(str(summary["made"]))] if summary.get("made") else []
     return f"<footer>{command}<p>{escape(' · '.join(facts))} · all numbers are in summary.json</p></footer>"
 
 
+def _moment(text: str) -> str:
+    try:
+        return datetime.fromisoformat(text).strftime("%Y-%m-%d %H:%M")
+    except ValueError:
+        return text
+
+
+@cache
+def _hash(script: str) -> str:
+    """The name by which a content security policy allows one inline script."""
+    return f"'sha256-{b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+@cache
 def _asset(name: str) -> str:
     return files("befit.report").joinpath(name).read_text(encoding="utf-8")
 
 
+@cache
 def _plotly() -> str:
     from plotly.offline import get_plotlyjs
 

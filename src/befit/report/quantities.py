@@ -155,7 +155,7 @@ def _rung(value: float, ladder: tuple[tuple[str, float], ...]) -> tuple[str, flo
     """The highest rung that the value, rounded to three digits, reaches; for zero the one that divides by one."""
     if not value:
         return next(rung for rung in ladder if rung[1] == 1.0)
-    reached = [rung for rung in ladder if float(f"{abs(value):.2e}") >= rung[1]]
+    reached = [rung for rung in ladder if abs(value) >= 0.9995 * rung[1]]
     return reached[-1] if reached else ladder[0]
 
 

@@ -47,6 +47,9 @@ def _path(*keys: str) -> Callable[[Mapping[str, Any]], float | None]:
 
 
 _COLUMNS = (
+    _Column(group="KL to the parent", name="before healing", read=_path("kl_before_heal")),
+    _Column(group="KL to the parent", name="final", read=_path("kl")),
+    _Column(group="Loss", name="", read=_path("loss")),
     _Column(group="Parameters", name="", read=_path("params"), write=q.amount, share=True),
     _Column(group="Memory", name="weights", read=_path("weight_bytes"), write=q.size),
     _Column(group="Memory", name="KV cache", read=_path("cache_bytes"), write=q.size),
@@ -55,9 +58,6 @@ _COLUMNS = (
     _Column(group="Prefill", name="predicted", read=_path("prefill_ms", "predicted"), write=q.milliseconds, share=True),
     _Column(group="Decode per token", name="measured", read=_path("decode_ms", "measured"), write=q.milliseconds, share=True),
     _Column(group="Decode per token", name="predicted", read=_path("decode_ms", "predicted"), write=q.milliseconds, share=True),
-    _Column(group="Loss", name="", read=_path("loss")),
-    _Column(group="KL to the parent", name="before healing", read=_path("kl_before_heal")),
-    _Column(group="KL to the parent", name="now", read=_path("kl")),
 )  # fmt: skip
 
 
@@ -68,9 +68,10 @@ def budget(facts: Any) -> str:
     if not bounds and not facts.get("text"):
         return ""
     values = {str(entry.get("cost")): entry for entry in q.entries(facts.get("child"))}
+    verdicts = {True: ("good", "met"), False: ("bad", "not met")}
     met = facts.get("met")
-    badge = {True: '<span class="badge good">met</span>', False: '<span class="badge bad">not met</span>'}
-    state = badge.get(met, '<span class="badge">not checked yet</span>') if isinstance(met, bool | None) else ""
+    look, verdict = verdicts[met] if isinstance(met, bool) else ("", "not checked yet")
+    state = f'<span class="badge {look}">{verdict}</span>'
     lines = [_bound(bound, values.get(str(bound.get("cost")), {})) for bound in bounds]
     given = f"<code>{escape(str(facts['text']))}</code>" if facts.get("text") else ""
     return f'<div class="budget"><p class="verdict">Budget {given} {state}</p>{"".join(lines)}</div>'
@@ -108,7 +109,8 @@ def stages(rows: Any) -> str:
         )
     if not lines:
         return ""
-    total = f'<tr class="total"><th scope="row">in all</th><td>{q.duration(sum(seconds))}</td><td></td></tr>'
+    spent = sum(value for entry, value in zip(entries, seconds, strict=True) if entry.get("reused") is not True)
+    total = f'<tr class="total"><th scope="row">this run</th><td>{q.duration(spent)}</td><td></td></tr>'
     return f'<table class="stages"><tbody>{"".join(lines)}{total}</tbody></table>'
 
 
@@ -167,7 +169,8 @@ def _heads(columns: list[_Column]) -> str:
             continue
         top.append(f'<th class="open" colspan="{len(members)}" scope="colgroup">{group}</th>')
         below += [
-            f'<th{_open(members, member)} scope="col"><span class="unit">{member.name}</span></th>' for member in members
+            f'<th{_open(members, member)} scope="col"><span class="unit">{member.name}</span></th>'
+            for member in members
         ]
     return f"<tr>{''.join(top)}</tr><tr>{''.join(below)}</tr>"
 
@@ -187,7 +190,7 @@ def _model_row(
         text = column.write(value)
         share = q.ratio(value, column.read(parent)) if column.share and model is not parent else None
         below = f"<small>{q.percent(share)}</small>" if share is not None else ""
-        if best and column.name == "now":
+        if best and column.name == "final":
             text, below = f'<strong class="best">{text}</strong>', '<small class="best">best</small>'
         apart = ' class="open"' if i == 0 or columns[i - 1].group != column.group else ""
         cells.append(f"<td{apart}>{text}{below}</td>")
