@@ -49,6 +49,7 @@ MAX_BODY_LINES = 70
 VAGUE_NAMES = {"util", "utils", "misc", "common", "helper", "helpers", "manager", "managers"}
 
 TESTED_IN = {
+    "__main__.py": "test_cli.py",
     "cost/workload.py": "test_budget.py",
 }
 """Modules of src/befit that have no test file of their own name, and the file under tests/ that tests them."""
