@@ -15,7 +15,7 @@ from pathlib import Path
 
 import tokenizers
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from torch import LongTensor, Tensor
@@ -116,11 +116,14 @@ def load_corpus(config: CorpusConfig) -> Corpus:
     tokens, folder = config.tokens, config.tokenizer or config.tokens.parent / "tokenizer"
     if not (tokens.is_file() and folder.is_dir()):
         raise BadData(f"parent: expected a token file at {tokens} and a tokenizer in {folder}; make both with prepare")
-    with safe_open(tokens, framework="pt") as file:
-        names, metadata = set(file.keys()), file.metadata() or {}
-        if names != {"train", "held_out"} or "packages" not in metadata:
-            raise BadData(f"parent: {tokens} holds {sorted(names)}, not token rows; make the file with prepare")
-        train_rows, held_out = (file.get_tensor(name).long() for name in ("train", "held_out"))
+    try:
+        with safe_open(tokens, framework="pt") as file:
+            names, metadata = set(file.keys()), file.metadata() or {}
+            if names != {"train", "held_out"} or "packages" not in metadata:
+                raise BadData(f"parent: {tokens} holds {sorted(names)}, not token rows; make the file with prepare")
+            train_rows, held_out = (file.get_tensor(name).long() for name in ("train", "held_out"))
+    except SafetensorError as error:
+        raise BadData(f"parent: {tokens} is not a safetensors file ({error}); make the file with prepare") from error
     return Corpus(
         tokenizer=AutoTokenizer.from_pretrained(folder),
         train=train_rows,

@@ -133,12 +133,13 @@ def pretrain(config: PretrainConfig) -> Path:
 
     Raises `BadData` for packages that are not installed, too little text, or a token file of another kind.
     """
-    corpus = load_corpus(config.corpus)
     device = _device(config.device)
+    corpus = load_corpus(config.corpus)
     torch.manual_seed(config.seed)
-    model = build(config.model, len(corpus.tokenizer)).to(device=device)
+    model = build(config.model, len(corpus.tokenizer))
+    model.to(device)  # type: ignore[arg-type]  # transformers wraps `to` so that checkers lose its types
     trained = train(model, corpus.train, config)
-    model.to(torch.bfloat16)  # type: ignore[call-arg]  # the loss reported is that of the weights saved
+    model.to(torch.bfloat16)  # type: ignore[arg-type]  # the loss reported is that of the weights saved
     model.save_pretrained(config.out)
     corpus.tokenizer.save_pretrained(config.out)
     _LOGGER.info("saved to %s; measuring the held-out loss of %d rows", config.out, len(corpus.held_out))

@@ -1,0 +1,130 @@
+"""The parent's recipe: it learns, it can be repeated, and what it saves is an ordinary checkpoint."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from befit.errors import BadData
+from befit.lm import pretrain as recipe
+from befit.lm.corpus import load_corpus
+from befit.lm.pretrain import (
+    ModelShape,
+    PretrainConfig,
+    build,
+    embedded,
+    evaluate,
+    learning_rate,
+    pretrain,
+    tiny,
+    train,
+)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pretrain(tiny(tmp_path_factory.mktemp("parent")))
+
+
+def test_the_loss_falls_and_the_record_says_so(saved: Path) -> None:
+    record = json.loads((saved / "training.json").read_text())
+    losses = record["trained"]["losses"]
+    assert losses[0] > 6.1 and losses[-1] < losses[0] - 0.7  # an untrained model is at ln 512 = 6.24
+    assert record["trained"]["steps"] == 20 and record["trained"]["tokens"] == 20 * 16 * 64
+    assert record["held_out_loss_per_token"] < losses[0] - 0.7
+    assert 0.2 < record["held_out_loss_per_byte"] / record["held_out_loss_per_token"] < 1
+    assert set(record["packages"]) == {"python"} and not record["trained"]["interrupted"]
+
+
+def test_the_checkpoint_is_plain_and_its_loss_is_the_recorded_one(saved: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(saved)
+    tokenizer = AutoTokenizer.from_pretrained(saved)
+    assert type(model).__name__ == "LlamaForCausalLM" and model.dtype == torch.bfloat16
+    rows = load_corpus(tiny(saved).corpus).held_out
+    with torch.no_grad():
+        loss = float(model(input_ids=rows, labels=rows).loss)
+    recorded = json.loads((saved / "training.json").read_text())["held_out_loss_per_token"]
+    assert loss == pytest.approx(recorded, rel=1e-3)
+    ids = tokenizer("Return the", return_tensors="pt")
+    assert model.generate(**ids, max_new_tokens=4, min_new_tokens=4).shape[1] == ids["input_ids"].shape[1] + 4  # type: ignore[attr-defined]
+
+
+def test_the_embedded_parent_has_the_documented_size(tmp_path: Path) -> None:
+    config = embedded(tmp_path)
+    model = build(config.model, config.corpus.vocab)
+    assert model.num_parameters() == 3_837_120
+    assert model.config.head_dim == 24 and model.config.tie_word_embeddings
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def test_same_seed_same_weights(tmp_path: Path) -> None:
+    config = replace(tiny(tmp_path), steps=3)
+    rows = torch.arange(64 * 40).remainder(500).view(40, 64)
+    weights = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        model = build(config.model, 512)
+        train(model, rows, replace(config, seed=seed))  # type: ignore[arg-type]
+        weights.append(torch.cat([w.detach().flatten() for w in model.parameters()]))
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+def test_every_row_is_seen_once_in_a_pass(tmp_path: Path) -> None:
+    config = replace(tiny(tmp_path), batch=4)
+    rows = torch.arange(12).view(12, 1)
+    batches = recipe._batches(rows, config)
+    first, second = ([int(i) for _ in range(3) for i in next(batches).flatten()] for _ in range(2))
+    assert sorted(first) == sorted(second) == list(range(12)) and first != second
+
+
+def test_control_c_saves_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, loss_of = [], recipe._loss
+
+    def interrupted_at_the_third(model: torch.nn.Module, rows: torch.Tensor) -> torch.Tensor:
+        calls.append(rows)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return loss_of(model, rows)
+
+    monkeypatch.setattr(recipe, "_loss", interrupted_at_the_third)
+    out = pretrain(tiny(tmp_path / "parent"))
+    record = json.loads((out / "training.json").read_text())
+    assert record["trained"]["interrupted"] and record["trained"]["steps"] == 2
+    assert AutoModelForCausalLM.from_pretrained(out).num_parameters() == record["parameters"]
+
+
+def test_the_clock_ends_a_run_without_steps(tmp_path: Path) -> None:
+    config = replace(tiny(tmp_path), steps=None, minutes=0.005)
+    model = build(config.model, 512)
+    trained = train(model, torch.randint(0, 512, (32, 64)), config)  # type: ignore[arg-type]
+    assert trained.steps >= 1 and trained.tokens == trained.steps * 16 * 64
+
+
+def test_the_learning_rate_rises_then_follows_a_cosine(tmp_path: Path) -> None:
+    config = replace(embedded(tmp_path), warmup=0.1, peak_lr=1.0, final_lr=0.1)
+    assert learning_rate(0.05, config) == pytest.approx(0.5)
+    assert learning_rate(0.1, config) == pytest.approx(1.0)
+    assert learning_rate(0.55, config) == pytest.approx(0.55)
+    assert learning_rate(1.0, config) == pytest.approx(0.1)
+
+
+def test_evaluation_is_the_mean_over_all_rows(tmp_path: Path) -> None:
+    model = build(tiny(tmp_path).model, 512)
+    rows = torch.randint(0, 512, (7, 16))
+    expected = sum(float(model(input_ids=row[None], labels=row[None]).loss.detach()) for row in rows) / 7
+    assert evaluate(model, rows, batch=3) == pytest.approx(expected, rel=1e-5)  # type: ignore[arg-type]
+    assert expected == pytest.approx(math.log(512), rel=0.05)
+
+
+def test_impossible_configurations_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="heads by kv_heads"):
+        ModelShape(heads=8, kv_heads=3)
+    with pytest.raises(ValueError, match="must be positive"):
+        PretrainConfig(out=tmp_path, batch=0)
+    if not torch.cuda.is_available():
+        with pytest.raises(BadData, match="PyTorch sees no GPU"):
+            pretrain(replace(tiny(tmp_path), device="cuda"))
