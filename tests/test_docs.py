@@ -122,38 +122,39 @@ def test_figures_are_the_recorded_ones(figures: ModuleType) -> None:
     assert readme == figures.updated(readme, recorded), "run: python docs/update_figures.py"
 
 
-def _model(scale: float, kl: float | None = None) -> dict[str, Any]:
-    times = {"measured": 10.0 * scale, "predicted": 11.0 * scale}
+def _model(scale: float, kl: float) -> dict[str, Any]:
     return {
         "params": int(3e6 * scale),
-        "weight_bytes": int(6 * 2**20 * scale),
-        "cache_bytes": int(2 * 2**20 * scale),
-        "prefill_ms": times,
-        "decode_ms": times,
+        "memory_bytes": int(8 * 2**20 * scale),
+        "latency_ms": {"measured": 100.0 * scale, "predicted": 110.0 * scale},
         "loss": 3.0,
         "kl": kl,
+        "kl_before_heal": 2 * kl,
     }
 
 
 def test_figures_read_a_summary(figures: ModuleType) -> None:
-    child = {**_model(0.5, 0.1234), "kl_sum": 0.2, "kl_before_heal": 0.3}
+    names = {"rank": 1.6, "sort": 0.1, "library": 9.0, "score": 8.0, "heal": 3.0}
     summary = {
-        "budget": {"text": "memory=50%"},
-        "parent": _model(1.0),
-        "child": child,
-        "baselines": {"uniform": _model(0.5, 0.4)},
-        "stages": [
-            {"name": "rank", "seconds": 1.6, "reused": False},
-            {"name": "heal", "seconds": 3.0, "reused": False},
-        ],
+        "device": {"name": "a processor", "engine": "an engine", "dtype": "fp32"},
+        "budget": {"text": "memory<=50%", "met": True},
+        "parent": _model(1.0, 0.0),
+        "child": _model(0.5, 0.1),
+        "baselines": {"uniform": _model(0.5, 0.4), "greedy": _model(0.4, 0.3)},
+        "accuracy": {"median_error": 0.071},
+        "stages": [{"name": name, "seconds": seconds, "reused": False} for name, seconds in names.items()],
     }
-    text = figures.block({"command": "make demo", "machine": "a machine", "summary": summary})
-    assert "| parent | 3.00 M | 8.00 MiB (100%) | 10.00 ms (100%) | 10.00 ms (100%) | 3.000 | 0 |" in text
-    assert "| **child** | 1.50 M | 4.00 MiB (50%) | 5.00 ms (50%) | 5.00 ms (50%) | 3.000 | 0.1234 |" in text
-    assert "| uniform |" in text
-    assert "before it was built: prefill 5.50 ms, decode 5.50 ms." in text
-    assert "add up to 0.2000; its KL was 0.3000" in text
-    assert "5 seconds in all: rank 2, heal 3." in text
+    text = figures.block(summary)
+    assert "asks for `memory<=50%`, on a processor (an engine, fp32):" in text
+    assert "| parent | 3.00 M | 8.00 MiB (100%) | 100.0 ms (100%) | 3.000 |  | 0 |" in text
+    assert "| **child** | 1.50 M | 4.00 MiB (50%) | 50.0 ms (50%) | 3.000 | 0.200 | 0.100 |" in text
+    assert text.index("| greedy |") < text.index("| uniform |")
+    assert "The budget is met as measured." in text
+    assert (
+        "predicted as 55.0 ms before it was built; over models that were not in the fit, the median error is 7%."
+        in text
+    )
+    assert "The run took 22 s, most of it in library 9 s, score 8 s, heal 3 s, rank 2 s." in text
 
 
 def test_figures_need_their_place(figures: ModuleType) -> None:
