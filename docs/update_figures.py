@@ -7,7 +7,7 @@ The result file is the `summary.json` of a `make demo` run, unchanged. A test co
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +34,16 @@ def block(summary: Mapping[str, Any]) -> str:
     parent, child, device = summary["parent"], summary["child"], summary["device"]
     baselines = sorted(summary["baselines"].items(), key=lambda entry: entry[1]["kl"])
     models = {"parent": parent, "**child**": child, **dict(baselines)}
+    machine = f"{device['name']} ({device['engine']}, {device['dtype']})"
+    met = "met" if summary["budget"]["met"] else "not met"
     lines = [
-        f"`make demo`, which asks for `{summary['budget']['text']}`, on {device['name']} ({device['engine']}, {device['dtype']}):",
+        f"`make demo`, which asks for `{summary['budget']['text']}`, on {machine}:",
         "",
         "| | parameters | memory | latency, measured | loss | KL before healing | KL to the parent |",
         "|---|--:|--:|--:|--:|--:|--:|",
         *(_row(name, model, parent) for name, model in models.items()),
         "",
-        f"The budget is {'met' if summary['budget']['met'] else 'not met'} as measured. {_prediction(summary)} {_seconds(summary)}",
+        f"The budget is {met} as measured. {_prediction(summary)} {_seconds(summary)}",
     ]
     return "\n".join(lines) + "\n"
 
