@@ -84,6 +84,7 @@ def best(problem: Knapsack, exact: Exact, seconds: float) -> Found | None:
     `exact` returns the score of a choice (positions of its items), or None if it breaks a row. Raises `TimeoutError`
     if HiGHS had to take over and found neither a choice nor a proof that there is none within `seconds`.
     """
+    deadline = time.monotonic() + seconds
     kept = _possible(problem)
     if kept is None:
         return None
@@ -101,9 +102,9 @@ def best(problem: Knapsack, exact: Exact, seconds: float) -> Found | None:
         # What follows from the bound: an item whose regret alone exceeds that of the best choice so far is out.
         ceiling = math.inf if found is None else found.score - offset - core.bound
         useful = np.flatnonzero(core.regret <= ceiling + SLACK * (1 + abs(ceiling)))
-        start, found = found, _by_milp(small.take(useful), lambda items: judge(useful[items]), found, seconds)
-        if found is not None and found is not start:
-            found = replace(found, items=useful[found.items])
+        start = found and replace(found, items=np.searchsorted(useful, found.items), gap=max(0.0, ceiling))
+        found = _by_milp(small.take(useful), lambda items: judge(useful[items]), start, deadline)
+        found = found and replace(found, items=useful[found.items])
     return found and replace(found, items=kept[found.items])
 
 
@@ -129,7 +130,7 @@ def nearest(problem: Knapsack, unit: Floats, seconds: float) -> Ints | None:
 def _possible(problem: Knapsack) -> Ints | None:
     """Positions of the items that fit every row beside the smallest of all other layers, and are not dominated."""
     kept = np.arange(len(problem.layer))
-    size = np.abs(problem.limit) + np.add.reduceat(np.abs(problem.use), problem.starts, axis=1).max(1, initial=0)
+    size = _size(problem)
     while True:
         left = problem.take(kept)
         least = np.minimum.reduceat(left.use, left.starts, axis=1)
@@ -144,6 +145,11 @@ def _possible(problem: Knapsack) -> Ints | None:
             return None
     groups = np.split(np.arange(len(kept)), left.starts[1:])
     return kept[np.concatenate([group[_undominated(left.score[group], left.use[:, group])] for group in groups])]
+
+
+def _size(problem: Knapsack) -> Floats:
+    """[R] the largest magnitude that a sum in this row can have."""
+    return np.abs(problem.limit) + np.maximum.reduceat(np.abs(problem.use), problem.starts, axis=1).sum(1)
 
 
 def _undominated(score: Floats, use: Floats) -> Ints:
@@ -166,7 +172,8 @@ def _scaled(problem: Knapsack) -> tuple[Knapsack, float]:
     free = np.maximum(problem.limit - least.sum(1), 0)
     binding = (most - least).sum(1) > free
     use = (problem.use - least[:, problem.layer])[binding]
-    scale = np.maximum(free[binding], use.max(1, initial=0))
+    # Not finer than rounding errors of the sums, which must stay below SLACK.
+    scale = np.maximum.reduce([free[binding], use.max(1, initial=0), 1e-6 * _size(problem)[binding]])
     low = np.minimum.reduceat(problem.score, problem.starts)
     small = replace(
         problem, score=problem.score - low[problem.layer], use=use / scale[:, None], limit=free[binding] / scale
@@ -282,10 +289,10 @@ class _Core:
         return Found(items=np.array(items), score=score, gap=0.0), least
 
 
-def _by_milp(problem: Knapsack, exact: Exact, start: Found | None, seconds: float) -> Found | None:
+def _by_milp(problem: Knapsack, exact: Exact, start: Found | None, deadline: float) -> Found | None:
     """The best choice by HiGHS, or `start` if there is no better; a choice that `exact` refuses is cut off."""
     unit = float(problem.score.max()) / 1e3 or 1.0
-    columns, deadline = len(problem.layer), time.monotonic() + seconds
+    columns = len(problem.layer)
     one = (_one_each(problem.layer), 1.0, 1.0)
     refused = list[Row]()
     for attempt in range(25):
@@ -300,9 +307,10 @@ def _by_milp(problem: Knapsack, exact: Exact, start: Found | None, seconds: floa
         items = _largest(problem, np.asarray(result.x))
         score = exact(items)
         if score is not None:
-            sure = result.status == 0 and attempt < 10
-            gap = 0.0 if sure else max(0.0, float(result.fun - result.mip_dual_bound) * unit)
-            return start if start and start.score <= score else Found(items=items, score=score, gap=gap)
+            found = Found(items=items, score=score, gap=max(0.0, float(result.fun - result.mip_dual_bound) * unit))
+            if start and start.score <= score:
+                found = replace(start, gap=max(0.0, found.gap - (score - start.score)))
+            return replace(found, gap=0.0) if result.status == 0 and attempt < 10 else found
         chosen = np.zeros((1, columns))
         chosen[0, items] = 1.0
         refused.append((csr_array(chosen), -np.inf, float(len(items) - 1)))

@@ -267,9 +267,7 @@ def _infeasible(table: Table, bounds: Sequence[Bound], cuts: Sequence[_Cut], sec
         else f"each bound can be met alone, but not all together; {word_of(binding.cost)} falls short most"
     )
     near = ", ".join(f"{word_of(cost)} {human(cost, value)}" for cost, value in point.items())
-    advice = (
-        f"Widen {word_of(binding.cost)}" + ("" if alone else " or one of the others") + ", or offer cheaper options."
-    )
+    advice = f"Widen {word_of(binding.cost)}" + ("" if alone else " or one of the others") + ", or offer other options."
     return Infeasible(
         f"no choice meets the budget: {what}. {' '.join(lines)} The nearest choice has {near}. {advice}",
         binding=binding.cost,
