@@ -211,6 +211,14 @@ class BefitForCausalLM(PreTrainedModel, GenerationMixin):
         del kwargs
         return attention_mask
 
+    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> Any:
+        """An empty cache for `fit_cache` to fill: older transformers read a global `sliding_window` to make one."""
+        plain = generation_config.use_cache and generation_config.cache_implementation in (None, "dynamic")
+        if plain and model_kwargs.get("past_key_values") is None:
+            model_kwargs["past_key_values"] = DynamicCache()
+            return None
+        return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
+
     def forward(
         self,
         input_ids: Tensor | None = None,

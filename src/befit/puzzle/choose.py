@@ -13,20 +13,20 @@ from befit.arch.decoder import DecoderArch
 from befit.budget import Budget
 from befit.errors import Infeasible
 from befit.progress import Progress, silent
-from befit.puzzle.polish import PolishConfig, Tried, TrueKl, polish
+from befit.puzzle.polish import Judge, PolishConfig, Tried, TrueKl, polish
 from befit.puzzle.prices import Prices
 from befit.puzzle.score import Scores
-from befit.puzzle.solve import Table, solve
+from befit.puzzle.solve import best_batch, solve
 
 ROUNDS = 4
 """Attempts to meet the budget as measured."""
-MARGIN = 0.99
-"""A broken bound is tightened by what it is broken by and this much more."""
+MARGIN = 0.98
+"""Share of a bound that a measured time may use, so that the next measurement of the same child keeps the bound too."""
 TIMED = ("prefill_ms", "decode_ms", "latency_ms", "tokens_per_s")
 """Costs that are measured, not counted."""
 
-Measure = Callable[[DecoderArch], tuple[dict[str, float], dict[str, float]]]
-"""The measured costs of the parent and of a child, taken side by side."""
+Measure = Callable[[DecoderArch, int], tuple[dict[str, float], dict[str, float]]]
+"""The measured costs of the parent and of a child at a batch size, taken side by side."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,49 +66,77 @@ class Chosen:
         return Chosen(**{**data, "arch": arch, "budget": budget, "tried": tried})
 
 
-def choose(
-    prices: Mapping[int, Prices],
-    scores: Scores,
-    budget: Budget,
-    true_kl: TrueKl,
-    measure: Measure | None,
-    config: PolishConfig,
-    *,
-    base: int,
-    solutions: int = 6,
-    progress: Progress = silent,
-) -> Chosen:
-    """The best child within `budget` (as the user gave it), for the best of the batches in `prices`.
+@dataclass(frozen=True, kw_only=True)
+class Chooser:
+    """All that is known before a budget is: what options cost and score, and how to tell a child's true KL."""
 
-    Relative bounds refer to the parent at batch `base`. `measure` runs a child on the device; None trusts predictions.
-    Raises `Infeasible` when no child meets the budget as predicted.
-    """
-    shape = prices[base].space.shape
-    solved_for = budget.resolve(prices[base].arch(shape.arch))
-    tried: tuple[Tried, ...] = ()
-    count, chosen = 0, None
-    for _ in range(ROUNDS if measure else 1):
-        try:
-            batch, found = _solutions(prices, scores, solved_for, solutions)
-        except Infeasible:
-            if chosen is None:
-                raise
-            break  # Tightened beyond what exists: the last child stays, marked as not meeting the budget.
-        count += len(found)
-        tried = _polish(prices[batch], scores, solved_for, found, tried, true_kl, config, progress)
-        best = tried[0]
-        kept = {"arch": best.arch, "batch": batch, "kl": best.kl, "kl_sum": scores.total(best.arch, shape.arch)}
-        chosen = Chosen(**kept, budget=solved_for, met=True, solved=count, tried=tried)
-        if measure is None:
-            break
-        parent_costs, child_costs = measure(best.arch)
-        broken = _broken(budget.resolve(parent_costs), child_costs)
-        if not broken:
-            break
-        chosen = replace(chosen, met=False)
-        solved_for = _tightened(solved_for, broken)
-    assert chosen is not None
-    return chosen
+    prices: Mapping[int, Prices]
+    """For each batch size that may be used."""
+    base: int
+    """The workload's own batch size, where relative bounds are meant."""
+    scores: Scores
+    """What each replacement costs in quality."""
+    true_kl: TrueKl
+    """The real KL of a whole child."""
+    config: PolishConfig
+    """How long to polish."""
+    solutions: int = 6
+    """Diverse solutions to compare by true KL."""
+    progress: Progress = silent
+    """Shows the search going on."""
+
+    def choose(self, budget: Budget, measure: Measure | None) -> Chosen:
+        """The best child within `budget` (as the user gave it).
+
+        `measure` runs a child on the device; None trusts predictions. Raises `Infeasible` when no child meets the
+        budget as predicted.
+        """
+        own = self.prices[self.base].space.shape.arch
+        solved_for = budget.resolve(self.prices[self.base].arch(own))
+        tried: tuple[Tried, ...] = ()
+        count, chosen = 0, None
+        for _ in range(ROUNDS if measure else 1):
+            try:
+                batch, found = self._solutions(solved_for)
+            except Infeasible:
+                if chosen is None:
+                    raise
+                break  # Tightened beyond what exists: the last child stays, marked as not meeting the budget.
+            count += len(found)
+            tried = self._polish(batch, solved_for, found, tried)
+            best = tried[0]
+            kl_sum = self.scores.total(best.arch, own)
+            kept = {"arch": best.arch, "batch": batch, "kl": best.kl, "kl_sum": kl_sum}
+            chosen = Chosen(**kept, budget=solved_for, met=True, solved=count, tried=tried)
+            if measure is None:
+                break
+            parent_costs, child_costs = measure(best.arch, batch)
+            broken = _broken(budget.resolve(parent_costs), child_costs)
+            if not broken:
+                break
+            chosen = replace(chosen, met=False)
+            solved_for = _tightened(solved_for, broken)
+        assert chosen is not None
+        return chosen
+
+    def _solutions(self, budget: Budget) -> tuple[int, list[DecoderArch]]:
+        """The best batch and its diverse solutions, best first."""
+        tables = {batch: price.table(self.scores) for batch, price in self.prices.items()}
+        batch, _ = best_batch(tables, lambda b: self.prices[b].bounds(budget))
+        price = self.prices[batch]
+        found = solve(tables[batch], price.bounds(budget), solutions=self.solutions)
+        return batch, [_arch(price, solution.choice) for solution in found]
+
+    def _polish(
+        self, batch: int, budget: Budget, found: Sequence[DecoderArch], before: Sequence[Tried]
+    ) -> tuple[Tried, ...]:
+        """Polish from the solver's solutions and from what earlier rounds found, as far as it still fits."""
+        price = self.prices[batch]
+        fits, own = affordable(price, budget), price.space.shape.arch
+        starts = [(f"solution {i + 1}", arch) for i, arch in enumerate(found)]
+        starts += [(t.origin, t.arch) for t in before if fits(t.arch)][:4]
+        judge = Judge(true_kl=self.true_kl, predicted=lambda arch: self.scores.total(arch, own), affordable=fits)
+        return polish(starts, price.space, judge, self.config, progress=self.progress)
 
 
 def front(prices: Prices, scores: Scores, budget: Budget, steps: Sequence[float]) -> list[dict[str, Any]]:
@@ -130,43 +158,6 @@ def affordable(prices: Prices, budget: Budget) -> Callable[[DecoderArch], bool]:
     return lambda arch: budget.met(prices.arch(arch))
 
 
-def _solutions(
-    prices: Mapping[int, Prices], scores: Scores, budget: Budget, count: int
-) -> tuple[int, list[DecoderArch]]:
-    """The best batch and its diverse solutions, best first."""
-    failure: Infeasible | None = None
-    best: tuple[float, int, list[DecoderArch]] | None = None
-    for batch, price in sorted(prices.items()):
-        try:
-            found = solve(price.table(scores), price.bounds(budget), solutions=count)
-        except Infeasible as error:
-            failure = failure or error
-            continue
-        if best is None or found[0].score < best[0]:
-            best = found[0].score, batch, [_arch(price, solution.choice) for solution in found]
-    if best is None:
-        assert failure is not None
-        raise failure
-    return best[1], best[2]
-
-
-def _polish(
-    prices: Prices,
-    scores: Scores,
-    budget: Budget,
-    found: Sequence[DecoderArch],
-    before: Sequence[Tried],
-    true_kl: TrueKl,
-    config: PolishConfig,
-    progress: Progress,
-) -> tuple[Tried, ...]:
-    """Polish from the solver's solutions and from what earlier rounds found, as far as it still fits."""
-    fits, own = affordable(prices, budget), prices.space.shape.arch
-    starts = [(f"solution {i + 1}", arch) for i, arch in enumerate(found)]
-    starts += [(t.origin, t.arch) for t in before if fits(t.arch)][:4]
-    return polish(starts, prices.space, true_kl, lambda a: scores.total(a, own), fits, config, progress=progress)
-
-
 def _arch(prices: Prices, choice: Sequence[int]) -> DecoderArch:
     return DecoderArch(blocks=tuple(prices.space.blocks(layer)[k] for layer, k in enumerate(choice)))
 
@@ -175,9 +166,9 @@ def _broken(budget: Budget, costs: Mapping[str, float]) -> dict[str, float]:
     """For each bound on a measured cost that `costs` break, the factor by which the cost must shrink."""
     factors = {}
     for bound in budget.bounds:
-        if bound.cost in TIMED and not bound.met(costs[bound.cost]):
+        if bound.cost in TIMED and bound.excess(costs[bound.cost]) > MARGIN - 1:
             ratio = bound.value / costs[bound.cost]
-            factors[bound.cost] = min(ratio, 1 / ratio) * MARGIN
+            factors[bound.cost] = MARGIN * (ratio if bound.op == "<=" else 1 / ratio)
     return factors
 
 

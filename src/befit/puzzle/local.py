@@ -50,19 +50,13 @@ class LocalConfig:
 
 
 def build_library(
-    parent: BefitForCausalLM,
-    space: DecoderSpace,
-    family: Family,
-    tokens: Tensor,
-    config: LocalConfig,
-    *,
-    library: Library,
-    progress: Progress = silent,
+    tokens: Tensor, config: LocalConfig, *, library: Library, progress: Progress = silent
 ) -> dict[int, dict[str, tuple[float, float]]]:
     """Train and write every layer's variants from token ids (N, T); layers already written are kept.
 
     Returns for each layer and variant the held-out error before and after training.
     """
+    parent, space, family = library.parent, library.space, library.family
     windows = {getattr(v, "window", None) for i in range(space.shape.layers) for v in space.attention_variants(i)}
     errors: dict[int, dict[str, tuple[float, float]]] = {}
     with torch.no_grad():

@@ -80,20 +80,29 @@ class TrueKl:
         return terms
 
 
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """Three opinions on an architecture: the truth, a cheap guess, and whether it is allowed."""
+
+    true_kl: Callable[[DecoderArch], float]
+    """KL of the assembled child."""
+    predicted: Callable[[DecoderArch], float]
+    """Sum of scores."""
+    affordable: Callable[[DecoderArch], bool]
+    """Within budget by predicted costs."""
+
+
 def polish(
     starts: Sequence[tuple[str, DecoderArch]],
     space: DecoderSpace,
-    true_kl: Callable[[DecoderArch], float],
-    predicted: Callable[[DecoderArch], float],
-    affordable: Callable[[DecoderArch], bool],
+    judge: Judge,
     config: PolishConfig,
     *,
     progress: Progress = silent,
 ) -> tuple[Tried, ...]:
     """Every child measured, best first: the starts, then moves from the best so far.
 
-    `true_kl`, `predicted` (sum of scores) and `affordable` (within budget) judge an architecture. A move changes one
-    layer, or two layers at once so that one can pay for the other.
+    A move changes one layer, or two layers at once so that one can pay for the other.
     """
     tried: dict[DecoderArch, Tried] = {}
     rng = random.Random(config.seed)
@@ -102,16 +111,16 @@ def polish(
     def measure(origin: str, archs: Iterable[DecoderArch]) -> None:
         for arch in archs:
             if arch not in tried and next(budget, None) is not None:
-                tried[arch] = Tried(arch=arch, kl=true_kl(arch), origin=origin)
+                tried[arch] = Tried(arch=arch, kl=judge.true_kl(arch), origin=origin)
 
     for origin, arch in starts:
         measure(origin, [arch])
     while tried:
         best = min(tried.values(), key=lambda t: t.kl)
         moves = {_move(best.arch, space, rng) for _ in range(config.drawn)}
-        legal = [m for m in moves if m not in tried and space.contains(m) and affordable(m)]
+        legal = [m for m in moves if m not in tried and space.contains(m) and judge.affordable(m)]
         # Sets have no order of their own: the name settles ties, so that every process searches alike.
-        legal.sort(key=lambda m: (predicted(m), [b.name for b in m.blocks]))
+        legal.sort(key=lambda m: (judge.predicted(m), [b.name for b in m.blocks]))
         count = len(tried)
         measure("swap", legal[: config.at_once])
         stuck = min(t.kl for t in tried.values()) >= best.kl and len(legal) <= config.at_once

@@ -11,7 +11,7 @@ from befit.arch.decoder import Attention, Block, DecoderArch
 from befit.arch.space import DecoderSpace
 from befit.budget import Bound, Budget
 from befit.cost.count import Cost, attention_cost, ffn_cost, fixed_cost
-from befit.cost.latency import LatencyTable
+from befit.cost.latency import Latency, LatencyTable
 from befit.cost.workload import Workload
 from befit.puzzle.score import Scores
 from befit.puzzle.solve import Option, Table
@@ -30,16 +30,16 @@ class Prices:
 
     def fixed(self) -> dict[str, float]:
         """What every child pays: embedding, final norm, head."""
-        time = self.latency.fixed()
-        return self._named(fixed_cost(self.space.shape, self.workload), time[0], time[1]) | {"attention_layers": 0.0}
+        return self._named(fixed_cost(self.space.shape, self.workload), self.latency.fixed()) | {
+            "attention_layers": 0.0
+        }
 
     def block(self, block: Block) -> dict[str, float]:
         """What one layer pays."""
         shape, work = self.space.shape, self.workload
         cost = attention_cost(shape, block.attention, work) + ffn_cost(shape, block.ffn, work)
-        time = self.latency.option_costs(block)
         real = {"attention_layers": float(isinstance(block.attention, Attention))}
-        return self._named(cost, time[0], time[1]) | real
+        return self._named(cost, self.latency.option_costs(block)) | real
 
     def arch(self, arch: DecoderArch) -> dict[str, float]:
         """What a whole child pays, `tokens_per_s` included."""
@@ -82,14 +82,14 @@ class Prices:
             layers.append(tuple(options))
         return Table(layers=tuple(layers), fixed=self.fixed())
 
-    def _named(self, cost: Cost, prefill_ms: float, decode_ms: float) -> dict[str, float]:
+    def _named(self, cost: Cost, time: Latency) -> dict[str, float]:
         return {
             "params": float(cost.params),
             "weight_bytes": float(cost.weight_bytes),
             "cache_bytes": float(cost.cache_bytes),
             "memory_bytes": float(cost.memory_bytes),
             "flops": float(cost.flops),
-            "prefill_ms": prefill_ms,
-            "decode_ms": decode_ms,
-            "latency_ms": prefill_ms + self.workload.generate * decode_ms,
+            "prefill_ms": time.prefill_ms,
+            "decode_ms": time.decode_ms,
+            "latency_ms": time.latency_ms(self.workload),
         }

@@ -240,7 +240,7 @@ def _score_batch(
     sums = []
     for layer, plan in enumerate(plans):
         table: Table = {}
-        replaced = _replacements(model.model.layers[layer], halves, layer, plan, inputs[layer], context)
+        replaced = _replacements(halves, layer, plan, inputs[layer], context)
         for start in range(0, len(plan), at_once):
             part = torch.stack(replaced[start : start + at_once])
             states = _suffix(model, layer + 1, part.flatten(0, 1), context).unflatten(0, part.shape[:2])
@@ -250,9 +250,7 @@ def _score_batch(
     return sums
 
 
-def _replacements(
-    layer: BefitLayer, halves: _Halves, index: int, plan: list[Block], x: Tensor, context: Context
-) -> list[Tensor]:
+def _replacements(halves: _Halves, index: int, plan: list[Block], x: Tensor, context: Context) -> list[Tensor]:
     """The layer's output (B, T, D) for every replacement; each attention variant runs once."""
     attended: dict[str, Tensor] = {}
     outputs = []

@@ -1,0 +1,7 @@
+"""`python -m befit` is `befit`."""
+
+import sys
+
+from befit.cli import main
+
+sys.exit(main())

@@ -1,0 +1,224 @@
+"""The command line: verbs, and the only place where a string becomes an object.
+
+    befit puzzle    fit a trained language model to a budget
+    befit resume    go on with a run that was stopped
+    befit report    draw a run's report anew
+    befit solve     choose options under bounds, from a plain table or a run directory
+    befit measure   measure the cost table of a parent on this device
+    befit parent    train the embedded parent, or prepare its tokens
+
+Results go to stdout, progress and errors to stderr. An error that is the user's to fix ends with exit code 2 and one
+message; Ctrl-C ends with 130 and loses nothing that was finished.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from befit.errors import BadTable, BefitError, RunConflict
+
+Verb = Callable[[Sequence[str]], None]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code."""
+    verbs: dict[str, Verb] = {
+        "puzzle": puzzle_verb,
+        "resume": resume_verb,
+        "report": report_verb,
+        "solve": solve_verb,
+        "measure": measure_verb,
+        "parent": parent_verb,
+    }
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help") or given[0] not in verbs:
+        wrong = bool(given) and given[0] not in ("-h", "--help")
+        lines = (__doc__ or "").split("\n\n")[1]
+        message = f"befit: there is no verb {given[0]!r}\n\n{lines}" if wrong else f"usage: befit VERB …\n\n{lines}"
+        print(message, file=sys.stderr if wrong else sys.stdout)
+        return 2 if wrong else 0
+    try:
+        verbs[given[0]](given[1:])
+    except BefitError as error:
+        print(f"befit {given[0]}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"befit {given[0]}: stopped; what was finished is kept, the same command goes on from there", file=sys.stderr)
+        return 130
+    return 0
+
+
+def puzzle_verb(arguments: Sequence[str]) -> None:
+    """Fit a trained language model to a budget, block by block."""
+    from befit.puzzle.config import PuzzleConfig
+
+    @dataclass(frozen=True)
+    class Arguments:
+        """Fit a trained language model to a budget, block by block."""
+
+        config: Annotated[PuzzleConfig, tyro.conf.arg(name="")]
+        dry_run: bool = False
+        """Print what would run, with its disk, memory and time, and stop."""
+
+    asked = tyro.cli(Arguments, args=arguments, prog="befit puzzle")
+    _quiet()
+    if asked.dry_run:
+        from befit.puzzle.plan import plan
+
+        _show_plan(plan(asked.config))
+    else:
+        _run(asked.config)
+
+
+def resume_verb(arguments: Sequence[str]) -> None:
+    """Go on with a run that was stopped: finished stages are read, the rest is done."""
+
+    def resume(run: tyro.conf.Positional[Path]) -> None:
+        """Go on with a run that was stopped.
+
+        Args:
+            run: The run directory.
+        """
+        from befit.puzzle.config import PuzzleConfig
+        from befit.rundir import read_json
+
+        if not (run / "config.json").is_file():
+            raise RunConflict(f"{run} is no run directory (it has no config.json); give the --out of an earlier run")
+        _quiet()
+        _run(replace(PuzzleConfig.from_json(read_json(run / "config.json")), out=run))
+
+    tyro.cli(resume, args=arguments, prog="befit resume")
+
+
+def report_verb(arguments: Sequence[str]) -> None:
+    """Draw a run's report anew from its summary."""
+
+    def report(run: tyro.conf.Positional[Path]) -> None:
+        """Draw a run's report anew from its summary.
+
+        Args:
+            run: The run directory.
+        """
+        from befit.report.page import write_report
+        from befit.rundir import read_json
+
+        if not (run / "summary.json").is_file():
+            raise RunConflict(f"{run} has no summary.json; finish the run first: befit resume {run}")
+        write_report(read_json(run / "summary.json"), run / "report.html")
+        print(run / "report.html")
+
+    tyro.cli(report, args=arguments, prog="befit report")
+
+
+def solve_verb(arguments: Sequence[str]) -> None:
+    """Choose one option a layer under bounds; the result is JSON on stdout."""
+
+    def solve(table: tyro.conf.Positional[Path], /, budget: str, solutions: int = 1) -> None:
+        """Choose one option a layer, of least total score, under any number of bounds.
+
+        Args:
+            table: A JSON table, or a run directory (its parent's costs are what relative bounds refer to).
+            budget: Bounds on the table's costs, such as "memory_mib<=80000, runtime_ms<=51200".
+            solutions: How many diverse solutions to give.
+        """
+        from befit.puzzle.solve import solve_file
+
+        path = table
+        text = budget
+        if path.is_dir():
+            path, text = path / "table.json", _absolute(path, budget)
+        print(json.dumps(solve_file(path, text, solutions), indent=1))
+
+    tyro.cli(solve, args=arguments, prog="befit solve")
+
+
+def measure_verb(arguments: Sequence[str]) -> None:
+    """Measure the cost table of a parent on this device; kept in the run directory, shown as a table."""
+    from befit.puzzle.config import PuzzleConfig
+
+    config = tyro.cli(PuzzleConfig, args=arguments, prog="befit measure")
+    _quiet()
+    from befit.progress import Bars
+    from befit.puzzle.pipeline import measure_only
+
+    with Bars() as progress:
+        _show_rows(measure_only(config, progress=progress), "Measured on this device")
+
+
+def parent_verb(arguments: Sequence[str]) -> None:
+    """Train the embedded parent, or prepare its tokens."""
+    from befit.lm.pretrain import PretrainConfig, prepare, pretrain
+
+    steps: dict[str, Callable[[PretrainConfig], Path]] = {
+        "train": pretrain,
+        "tokens": lambda config: prepare(config, config.out),
+    }
+    if not arguments or arguments[0] not in steps:
+        raise BadTable("say what to do with the parent: `befit parent train --out FOLDER` or `befit parent tokens --out FILE`")
+    config = tyro.cli(PretrainConfig, args=arguments[1:], prog=f"befit parent {arguments[0]}")
+    _quiet()
+    print(steps[arguments[0]](config))
+
+
+def _run(config: Any) -> None:
+    """Run the pipeline with progress bars and print the comparison."""
+    from befit.budget import Budget
+    from befit.progress import Bars
+    from befit.puzzle.pipeline import puzzle
+    from befit.puzzle.record import budget_lines, table_rows
+
+    Budget.parse(config.budget)  # The cheapest mistake to find, before a model is loaded.
+    with Bars() as progress:
+        summary = puzzle(config, progress=progress)
+    _show_rows(table_rows(summary), summary["title"])
+    for line in budget_lines(summary):
+        print(line)
+    print(f"child   {config.out / 'child'}\nreport  {config.out / 'report.html'}")
+
+
+def _absolute(run: Path, budget: str) -> str:
+    """A budget in the words of `befit puzzle`, as bounds on the costs in a run's table."""
+    from befit.budget import Budget
+    from befit.rundir import read_json
+
+    if not (run / "table.json").is_file():
+        raise RunConflict(f"{run} has no table.json; finish the run first: befit resume {run}")
+    parent = read_json(run / "parent_costs.json")
+    bounds = Budget.parse(budget).resolve(parent).bounds
+    return ", ".join(f"{bound.cost}{bound.op}{bound.value!r}" for bound in bounds)
+
+
+def _show_rows(rows: Sequence[dict[str, str]], title: str) -> None:
+    console = Console()
+    table = Table(title=title, title_justify="left")
+    for number, name in enumerate(rows[0]):
+        table.add_column(name, justify="left" if number == 0 else "right")
+    for row in rows:
+        table.add_row(*row.values())
+    # Piped output keeps its columns: a file has no width to fit into.
+    Console(width=None if console.is_terminal else 160).print(table)
+
+
+def _show_plan(lines: Sequence[str]) -> None:
+    print("\n".join(lines))
+
+
+def _quiet() -> None:
+    """Keep transformers' and datasets' own bars and advice out of befit's output."""
+    import datasets
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

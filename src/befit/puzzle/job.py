@@ -1,0 +1,120 @@
+"""What one run works on: parent, text, device, space, and the names of what it keeps."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from befit.arch.space import DecoderSpace
+from befit.budget import Budget
+from befit.cost.device import Device, this_device
+from befit.cost.workload import Workload
+from befit.lm.data import Blocks, load_blocks
+from befit.lm.data import digest as tensor_digest
+from befit.lm.parent import Parent, load_parent
+from befit.progress import Progress
+from befit.puzzle.config import PuzzleConfig
+from befit.rundir import Run, digest
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+REDONE = ("budget", "baselines", "solutions", "polish", "heal", "batches", "out")
+"""Settings that may change in an existing run directory, because no finished stage depends on them alone."""
+
+
+@dataclass(kw_only=True)
+class Job:
+    """What all stages of one run share."""
+
+    config: PuzzleConfig
+    run: Run
+    progress: Progress
+    parent: Parent
+    device: Device
+    dtype: str
+    workload: Workload
+    budget: Budget
+    blocks: Blocks
+
+    @staticmethod
+    def open(config: PuzzleConfig, progress: Progress) -> "Job":
+        """Check everything that can be checked before any work, then load parent and text."""
+        budget = Budget.parse(config.budget)
+        device = this_device(config.device)
+        dtype = config.dtype if config.dtype != "auto" else "bf16" if device.kind == "cuda" else "fp32"
+        workload = Workload.parse(config.workload, base=Workload(batch=8, weights=dtype, cache=dtype))
+        parent = load_parent(config.parent, device=device.kind, dtype=DTYPES[dtype])
+        rows = {"train_rows": -(-max(config.rank_tokens, config.local_tokens, config.heal.tokens) // config.sequence)}
+        blocks = load_blocks(
+            config.data,
+            parent.tokenizer,
+            length=config.sequence,
+            held_out_rows=2 * config.score_sequences,
+            seed=config.seed,
+            **rows,
+        )
+        run = Run.open(config.out, config.to_json(), may_change=REDONE)
+        job = Job(
+            config=config,
+            run=run,
+            progress=progress,
+            parent=parent,
+            device=device,
+            dtype=dtype,
+            workload=workload,
+            budget=budget,
+            blocks=blocks,
+        )
+        assert job.space.size > 0
+        return job
+
+    @cached_property
+    def space(self) -> DecoderSpace:
+        """All legal children."""
+        window = self.config.window or max(16, self.workload.context // 4)
+        split = (
+            tuple(filter(None, (n.strip() for n in text.split(","))))
+            for text in (self.config.attention, self.config.ffn)
+        )
+        attention, ffn = split
+        return DecoderSpace(
+            shape=self.parent.shape, target=self.config.target, attention=attention, ffn=ffn, window=window
+        )
+
+    @cached_property
+    def batches(self) -> tuple[int, ...]:
+        """Batch sizes to price: one, or several when throughput is bounded."""
+        base = self.workload.batch
+        if all(bound.cost != "tokens_per_s" for bound in self.budget.bounds):
+            return (base,)
+        return tuple(sorted({base, *(self.config.batches or (2 * base, 4 * base))}))
+
+    def rows(self, tokens: int) -> Tensor:
+        """The first `tokens` training tokens, whole sequences."""
+        return self.blocks.train[: max(1, tokens // self.config.sequence)]
+
+    @property
+    def score_rows(self) -> Tensor:
+        """Held-out sequences that choose the child."""
+        return self.blocks.held_out[: self.config.score_sequences]
+
+    @property
+    def final_rows(self) -> Tensor:
+        """Held-out sequences that only judge it."""
+        return self.blocks.held_out[self.config.score_sequences :]
+
+    @cached_property
+    def sorted_key(self) -> str:
+        """Names the sorted parent."""
+        rows = tensor_digest(self.rows(self.config.rank_tokens))
+        return digest("rank", self.parent.digest, rows, self.dtype, self.device.kind)
+
+    @cached_property
+    def library_key(self) -> str:
+        """Names the library."""
+        names = [
+            [[v.name for v in self.space.attention_variants(i)], [v.name for v in self.space.ffn_variants(i)]]
+            for i in range(self.space.shape.layers)
+        ]
+        local, rows = self.config.local, tensor_digest(self.rows(self.config.local_tokens))
+        return digest("library", self.sorted_key, names, repr(local), rows)

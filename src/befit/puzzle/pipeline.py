@@ -1,0 +1,261 @@
+"""`befit puzzle` from parent to child: Puzzle's stages in the paper's order (arXiv 2411.19146), each kept on disk.
+
+    parent ─ rank ─ sort ─ library ─ score ─ measure ─ choose(budget): solve, polish, verify ─ heal ─ evaluate ─ report
+
+Every stage is stored under a key made from all that went into it. A run that was killed goes on where it stopped; a run with
+another budget reads everything up to the scores and the cost table and starts at the solver.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from befit.arch.decoder import DecoderArch
+from befit.cost.latency import Latency, LatencyTable
+from befit.cost.workload import Workload
+from befit.lm.child import save
+from befit.lm.data import digest as tensor_digest
+from befit.lm.modeling_befit import BefitForCausalLM
+from befit.lm.quality import Quality, evaluate
+from befit.lm.rank import Ranking, rank
+from befit.lm.sort import sort
+from befit.lm.timing import measure_models, measure_table
+from befit.progress import Progress, silent
+from befit.puzzle import baselines
+from befit.puzzle.choose import TIMED, Chooser, Chosen, affordable
+from befit.puzzle.config import PuzzleConfig
+from befit.puzzle.heal import heal
+from befit.puzzle.job import Job
+from befit.puzzle.library import Library, free
+from befit.puzzle.local import build_library
+from befit.puzzle.polish import TrueKl
+from befit.puzzle.prices import Prices
+from befit.puzzle.record import Findings, record
+from befit.puzzle.score import Scores, score, score_task
+from befit.rundir import digest, read_json, read_tensors, write_json, write_tensors
+
+
+def puzzle(config: PuzzleConfig, *, progress: Progress = silent) -> dict[str, Any]:
+    """Refit a parent to a budget; returns what `summary.json` holds. Everything lies in `config.out` when it returns.
+
+    Raises `BadBudget`, `BadData`, `UnsupportedModel`, `Infeasible`, `RunConflict` or `DiskFull`.
+    """
+    job = Job.open(config, progress)
+    ranking = rank_stage(job)
+    library = library_stage(job, ranking)
+    scores = score_stage(job, library)
+    prices = {batch: price_stage(job, library, batch) for batch in job.batches}
+    chosen = choose_stage(job, library, scores, prices)
+    rivals = rival_stage(job, library, scores, prices[chosen.batch], chosen, ranking)
+    archs = {"child": chosen.arch, **rivals}
+    healed = {name: heal_stage(job, library, name, arch) for name, arch in archs.items()}
+    results = evaluate_stage(job, library, archs, healed, chosen.batch)
+    return record(Findings(job, library, ranking, scores, prices, chosen, archs, results))
+
+
+def rank_stage(job: Job) -> Ranking:
+    """Rank on text, then sort the parent in memory, so that every narrower FFN is a prefix."""
+
+    def make(folder: Path) -> None:
+        rows = job.rows(job.config.rank_tokens)
+        found = rank(job.parent.model, job.parent.shape, job.parent.family, rows, progress=job.progress)
+        write_tensors(folder / "ranking.safetensors", found.tensors())
+
+    folder = job.run.stage("rank", job.sorted_key, make)
+    ranking = Ranking.from_tensors(read_tensors(folder / "ranking.safetensors"))
+    sort(job.parent.model, job.parent.shape, job.parent.family, ranking)
+    return ranking
+
+
+def library_stage(job: Job, ranking: Ranking) -> Library:
+    """Every variant of every sub-block, distilled from its original."""
+    del ranking  # The parent has been sorted by it.
+    library = Library(
+        parent=job.parent.model,
+        space=job.space,
+        family=job.parent.family,
+        folder=job.run.folder / "stages" / f"library-{job.library_key}",
+    )
+
+    def make(folder: Path) -> None:
+        rows = job.rows(job.config.local_tokens)
+        errors = build_library(rows, job.config.local, library=library, progress=job.progress)
+        write_json(folder / "errors.json", {str(layer): table for layer, table in errors.items()})
+
+    job.run.stage("library", job.library_key, make)
+    return library
+
+
+def score_stage(job: Job, library: Library) -> Scores:
+    """The quality each replacement costs."""
+    config = job.config
+
+    def make(folder: Path) -> None:
+        if config.task:
+            found = score_task(library, load_task(config.task), progress=job.progress)
+        else:
+            found = score(library, job.score_rows, config.score, folder=folder, progress=job.progress)
+        write_json(folder / "scores.json", found.to_json())
+
+    key = digest("score", job.library_key, repr(config.score), config.task, tensor_digest(job.score_rows))
+    return Scores.from_json(read_json(job.run.stage("score", key, make) / "scores.json"))
+
+
+def price_stage(job: Job, library: Library, batch: int) -> Prices:
+    """What every option costs at a batch size, measured on the device."""
+    workload = replace(job.workload, batch=batch)
+
+    def make(folder: Path) -> None:
+        table = measure_table(library.parent.config, job.space, workload, job.device, job.dtype, progress=job.progress)
+        write_json(folder / "latency.json", table.to_json())
+
+    key = digest("measure", job.parent.shape, job.device, workload, job.dtype, repr(job.space))
+    folder = job.run.stage("measure" if batch == job.workload.batch else f"measure batch {batch}", key, make)
+    return Prices(
+        space=job.space, workload=workload, latency=LatencyTable.from_json(read_json(folder / "latency.json"))
+    )
+
+
+def choose_stage(job: Job, library: Library, scores: Scores, prices: Mapping[int, Prices]) -> Chosen:
+    """Solve, polish on true KL, verify on the device."""
+    config, true_kl = job.config, TrueKl(library, job.score_rows)
+    timed = any(bound.cost in TIMED for bound in job.budget.bounds)
+
+    def measure(arch: DecoderArch, batch: int) -> tuple[dict[str, float], dict[str, float]]:
+        # Side by side, so that a drifting clock touches both; relative bounds mean the parent at the workload's own batch.
+        base, own = job.workload, prices[batch].workload
+        models = {"parent": library.parent, "child": library.assemble(arch)}
+        times = measure_models(models, own, job.device, progress=job.progress)
+        if own != base:
+            times |= measure_models({"parent": library.parent}, base, job.device, progress=job.progress)
+        parent_costs = prices[base.batch].arch(job.space.shape.arch)
+        return with_measured(parent_costs, times["parent"], base), with_measured(
+            prices[batch].arch(arch), times["child"], own
+        )
+
+    def make(folder: Path) -> None:
+        chooser = Chooser(
+            prices=prices,
+            base=job.workload.batch,
+            scores=scores,
+            true_kl=true_kl,
+            config=config.polish,
+            solutions=config.solutions,
+            progress=job.progress,
+        )
+        chosen = chooser.choose(job.budget, measure if timed else None)
+        write_json(folder / "chosen.json", chosen.to_json())
+
+    tables = {batch: price.latency.to_json() for batch, price in prices.items()}
+    key = digest(
+        "choose", job.library_key, scores.to_json(), tables, str(job.budget), repr(config.polish), config.solutions
+    )
+    return Chosen.from_json(read_json(job.run.stage("choose", key, make) / "chosen.json"))
+
+
+def rival_stage(
+    job: Job, library: Library, scores: Scores, prices: Prices, chosen: Chosen, ranking: Ranking
+) -> dict[str, DecoderArch]:
+    """Baselines at the budget the child was solved for; one that cannot meet it is left out."""
+    if not job.config.baselines:
+        return {}
+    fits, bounds = affordable(prices, chosen.budget), prices.bounds(chosen.budget)
+    true_kl = TrueKl(library, job.score_rows)
+
+    def make(folder: Path) -> None:
+        found = {
+            "uniform": baselines.uniform(job.space, true_kl, scores, fits),
+            "depth": baselines.depth(job.space, ranking.influence, fits),
+            "greedy": baselines.greedy(job.space, prices, scores, bounds),
+            "random": baselines.drawn(job.space, prices.table(scores), bounds, fits, seed=job.config.seed),
+        }
+        write_json(folder / "rivals.json", {name: arch.to_json() for name, arch in found.items() if arch})
+
+    key = digest("baselines", chosen.to_json(), scores.to_json(), job.config.seed)
+    folder = job.run.stage("baselines", key, make)
+    return {name: DecoderArch.from_json(arch) for name, arch in read_json(folder / "rivals.json").items()}
+
+
+def heal_stage(job: Job, library: Library, name: str, arch: DecoderArch) -> BefitForCausalLM:
+    """Distil a whole child from the parent; returns it healed."""
+    config, rows = job.config.heal, job.rows(job.config.heal.tokens)
+    child = free(library.assemble(arch))
+
+    def make(folder: Path) -> None:
+        result = heal(child, library.parent, rows, config, folder, progress=job.progress)
+        write_json(folder / "curve.json", {"steps": result.steps, "tokens": result.tokens, "losses": result.losses})
+        write_tensors(folder / "healed.safetensors", child.state_dict())
+
+    key = digest("heal", job.library_key, arch.to_json(), repr(config), tensor_digest(rows))
+    folder = job.run.stage(f"heal {name}", key, make)
+    weights = read_tensors(folder / "healed.safetensors")
+    child.load_state_dict({n: t.to(child.device) for n, t in weights.items()})
+    if name == "child":
+        save(child, job.run.folder / "child", job.parent.tokenizer)
+    return child
+
+
+def evaluate_stage(
+    job: Job,
+    library: Library,
+    archs: Mapping[str, DecoderArch],
+    healed: Mapping[str, BefitForCausalLM],
+    batch: int,
+) -> dict[str, Any]:
+    """Loss, KL and measured times of parent, child and baselines, on text that chose nothing."""
+    parent, rows = library.parent, job.final_rows
+    workload = replace(job.workload, batch=batch)
+
+    def make(folder: Path) -> None:
+        models = {"parent": parent, **healed}
+        times = measure_models(models, workload, job.device, progress=job.progress)
+        told: dict[str, Any] = {}
+        for name in job.progress(list(models), "evaluate", len(models)):
+            quality = evaluate(models[name], rows, parent)
+            before = quality if name == "parent" else evaluate(library.assemble(archs[name]), rows, parent)
+            told[name] = _told(quality, before, times[name])
+        at_base = times
+        if workload != job.workload:
+            at_base = measure_models({"parent": parent}, job.workload, job.device, progress=job.progress)
+        base = _told_time(at_base["parent"])
+        write_json(folder / "results.json", {"models": told, "parent_at_base": base})
+
+    key = digest(
+        "evaluate", job.library_key, {n: a.to_json() for n, a in archs.items()}, repr(job.config.heal), workload
+    )
+    return read_json(job.run.stage("evaluate", key, make) / "results.json")
+
+
+def with_measured(costs: Mapping[str, float], time: Latency, workload: Workload) -> dict[str, float]:
+    """Counted costs with the measured times in place of the predicted ones."""
+    measured = {"prefill_ms": time.prefill_ms, "decode_ms": time.decode_ms}
+    measured |= {"latency_ms": time.latency_ms(workload), "tokens_per_s": time.tokens_per_s(workload)}
+    return dict(costs) | measured
+
+
+def load_task(name: str) -> Any:
+    """The function a user named as MODULE:FUNCTION. Raises `BadData` if there is none."""
+    import importlib
+
+    from befit.errors import BadData
+
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise BadData(f"task {name!r} cannot be imported ({error}); give MODULE:FUNCTION on the Python path") from error
+
+
+def _told(quality: Quality, before: Quality, time: Latency) -> dict[str, float]:
+    return {
+        "loss": quality.loss,
+        "kl": quality.kl,
+        "kl_before_heal": before.kl,
+        "loss_before_heal": before.loss,
+        **_told_time(time),
+    }
+
+
+def _told_time(time: Latency) -> dict[str, float]:
+    return {"prefill_ms": time.prefill_ms, "decode_ms": time.decode_ms}

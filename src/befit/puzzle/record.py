@@ -1,0 +1,237 @@
+"""The record of a run: `summary.json` for programs, `report.html` for people, the table for the terminal.
+
+Counted numbers stand plain; times are told twice, `predicted` and `measured`, and never mixed.
+"""
+
+import platform
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+
+from befit.arch.decoder import DecoderArch
+from befit.budget import Budget, human
+from befit.lm.rank import Ranking
+from befit.puzzle.choose import TIMED, Chosen, front
+from befit.puzzle.job import Job
+from befit.puzzle.library import Library
+from befit.puzzle.prices import Prices
+from befit.puzzle.score import Scores
+from befit.report.page import write_report
+from befit.rundir import read_json, write_json
+
+STEPS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.3, 1.45, 1.6)
+"""Multiples of the budget at which the quality-cost front is solved."""
+
+
+class Findings(NamedTuple):
+    """What the stages of a run found."""
+
+    job: Job
+    library: Library
+    ranking: Ranking
+    scores: Scores
+    prices: Mapping[int, Prices]
+    chosen: Chosen
+    archs: Mapping[str, DecoderArch]
+    """The child and the baselines by name."""
+    results: Mapping[str, Any]
+    """Quality and times of parent, child and baselines, as the last stage wrote them."""
+
+
+def record(found: Findings) -> dict[str, Any]:
+    """Write `summary.json`, `table.json` (what the solver saw) and `report.html`; return the summary."""
+    job, library, ranking, scores, chosen = found.job, found.library, found.ranking, found.scores, found.chosen
+    own, base, results = found.prices[chosen.batch], found.prices[job.workload.batch], found.results["models"]
+    models = {name: _model(own, arch, results[name]) for name, arch in found.archs.items()}
+    child = models.pop("child") | {"kl_sum": chosen.kl_sum}
+    parent = _model(own, job.space.shape.arch, results["parent"]) | {"name": job.parent.name}
+    budget = job.budget.resolve(_measured(base, job.space.shape.arch, found.results["parent_at_base"]))
+    summary = {
+        "befit": _version(),
+        "title": f"{job.parent.name}, {job.budget}",
+        "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "seed": job.config.seed,
+        "command": f'befit puzzle --parent "{job.parent.name}" --budget "{job.config.budget}" --out {job.config.out}',
+        "device": _device(job),
+        "workload": _workload(job, chosen.batch),
+        "budget": _budget(job, budget, _measured(own, chosen.arch, results["child"])),
+        "parent": parent,
+        "child": child,
+        "baselines": models,
+        "scores": {"layers": _score_rows(job, scores)},
+        "ranking": {"block_influence": list(ranking.influence)},
+        "front": _front(job, own, scores, chosen, results["child"]["kl"]),
+        "accuracy": _accuracy(own),
+        "local": read_json(library.folder / "errors.json"),
+        "funnel": _funnel(job, scores, chosen),
+        "heal": found.results["curve"],
+        "stages": [vars(stage) for stage in job.run.stages],
+        "notes": _notes(job, chosen, results),
+    }
+    write_json(job.run.folder / "table.json", own.table(scores).to_json())
+    write_json(job.run.folder / "summary.json", summary)
+    write_report(summary, job.run.folder / "report.html")
+    return summary
+
+
+def _model(prices: Prices, arch: DecoderArch, told: Mapping[str, Any]) -> dict[str, Any]:
+    costs = prices.arch(arch)
+    counted = {name: int(costs[name]) for name in ("params", "weight_bytes", "cache_bytes", "memory_bytes", "flops")}
+    measured = _measured(prices, arch, told)
+    times = {name: {"predicted": costs[name], "measured": measured[name]} for name in TIMED}
+    quality = {name: told[name] for name in ("loss", "kl", "loss_before_heal", "kl_before_heal")}
+    return {"arch": arch.to_json()} | counted | times | quality
+
+
+def _measured(prices: Prices, arch: DecoderArch, told: Mapping[str, float]) -> dict[str, float]:
+    """All costs, times as they were measured."""
+    latency = told["prefill_ms"] + prices.workload.generate * told["decode_ms"]
+    times = {"prefill_ms": told["prefill_ms"], "decode_ms": told["decode_ms"], "latency_ms": latency}
+    return prices.arch(arch) | times | {"tokens_per_s": prices.tokens_per_s(latency)}
+
+
+def _device(job: Job) -> dict[str, Any]:
+    return {
+        "name": job.device.name,
+        "kind": job.device.kind,
+        "engine": job.device.engine,
+        "dtype": job.dtype,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__}
+        | {"transformers": transformers.__version__},
+    }
+
+
+def _workload(job: Job, batch: int) -> dict[str, Any]:
+    return vars(job.workload) | {"batch": batch}
+
+
+def _budget(job: Job, budget: Budget, child: Mapping[str, float]) -> dict[str, Any]:
+    rows, room = [], budget.headroom(child)
+    for bound, given in zip(budget.bounds, job.budget.bounds, strict=True):
+        text = str(given).split(given.op, 1)[-1]
+        rows.append({"cost": bound.cost, "op": bound.op, "value": bound.value, "given": text})
+    held = [
+        {
+            "cost": bound.cost,
+            "value": child[bound.cost],
+            "kind": "measured" if bound.cost in TIMED else "counted",
+            "headroom": room[bound.cost],
+        }
+        for bound in budget.bounds
+    ]
+    return {"text": str(job.budget), "bounds": rows, "met": budget.met(child), "child": held}
+
+
+def _score_rows(job: Job, scores: Scores) -> list[dict[str, Any]]:
+    """For each layer, the score of every variant alone, by variant name."""
+    rows = []
+    for layer, own in enumerate(job.space.shape.arch.blocks):
+        attention = {v.name: type(own)(attention=v, ffn=own.ffn) for v in job.space.attention_variants(layer)}
+        ffn = {v.name: type(own)(attention=own.attention, ffn=v) for v in job.space.ffn_variants(layer)}
+        told = {
+            kind: {name: scores.block(layer, block, own) for name, block in found.items()}
+            for kind, found in (("attention", attention), ("ffn", ffn))
+        }
+        rows.append(told | {"interaction": scores.interaction[layer]})
+    return rows
+
+
+def _front(job: Job, prices: Prices, scores: Scores, chosen: Chosen, kl: float) -> list[dict[str, Any]]:
+    """Solved budgets around this one, and the child itself."""
+    shown = ("latency_ms", "memory_bytes", "params")
+    resolved = job.budget.resolve(prices.arch(job.space.shape.arch))
+    points = []
+    for point in front(prices, scores, resolved, STEPS):
+        costs = {name: point["costs"][name] for name in shown}
+        points.append(
+            {"budget": point["budget"], "kl_sum": point["kl_sum"], "kl": None, "costs": costs, "kind": "solved"}
+        )
+    own = {name: prices.arch(chosen.arch)[name] for name in shown}
+    return [
+        *(p | {"chosen": False} for p in points),
+        {"budget": str(job.budget), "kl_sum": chosen.kl_sum, "kl": kl, "costs": own, "kind": "child", "chosen": True},
+    ]
+
+
+def _accuracy(prices: Prices) -> dict[str, Any]:
+    """Predicted against measured times of the whole models behind the cost table."""
+    table, work = prices.latency, prices.workload
+    told: dict[str, Any] = {"fit": [], "held_out": []}
+    errors = []
+    for name, runs in (("fit", table.fitted_on), ("held_out", table.held_out)):
+        for number, run in enumerate(runs):
+            guess = table.predict(run.arch)
+            pairs = {
+                "prefill_ms": (guess.prefill_ms, run.prefill_ms),
+                "decode_ms": (guess.decode_ms, run.decode_ms),
+                "latency_ms": (guess.latency_ms(work), run.measured.latency_ms(work)),
+            }
+            for quantity, (predicted, measured) in pairs.items():
+                entry = {"name": f"model {number + 1}", "quantity": quantity}
+                told[name].append(entry | {"predicted": predicted, "measured": measured})
+            if name == "held_out":
+                predicted, measured = pairs["latency_ms"]
+                errors.append(abs(predicted / measured - 1))
+    errors.sort()
+    middle = (errors[(len(errors) - 1) // 2] + errors[len(errors) // 2]) / 2 if errors else None
+    return told | {"median_error": middle, "worst_error": errors[-1] if errors else None}
+
+
+def _funnel(job: Job, scores: Scores, chosen: Chosen) -> list[dict[str, Any]]:
+    space = job.space
+    variants = sum(len(space.attention_variants(i)) + len(space.ffn_variants(i)) - 2 for i in range(space.shape.layers))
+    return [
+        {"stage": "architectures in the space", "count": float(space.size)},
+        {"stage": "sub-block variants built", "count": variants},
+        {"stage": "replacements scored", "count": sum(map(len, scores.layers))},
+        {"stage": "solutions of the solver", "count": chosen.solved},
+        {"stage": "children compared by true KL", "count": len(chosen.tried)},
+        {"stage": "healed", "count": 1},
+    ]
+
+
+def _notes(job: Job, chosen: Chosen, results: Mapping[str, Any]) -> list[str]:
+    """What a careful reader should know about these numbers."""
+    notes = []
+    if chosen.kl_sum > 0 and chosen.kl > 0:
+        notes.append(
+            f"The scores of the child's layers add up to {chosen.kl_sum:.3g}; its true KL before healing is {chosen.kl:.3g}. "
+            "The sum ranks candidates, it does not predict."
+        )
+    if job.config.baselines:
+        absent = sorted({"uniform", "depth", "greedy", "random"} - set(results))
+        if absent:
+            notes.append(f"No architecture of this kind meets the budget: {', '.join(absent)}.")
+    if job.device.kind == "cpu":
+        notes.append(
+            "Times were measured on a CPU in plain PyTorch; another engine or device needs its own measurement."
+        )
+    return notes
+
+
+def table_rows(summary: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The comparison for a terminal: one row for parent, child and each baseline, best KL first among the latter."""
+    models = {"parent": summary["parent"], "child": summary["child"]}
+    models |= dict(sorted(summary["baselines"].items(), key=lambda item: item[1]["kl"]))
+    rows = []
+    for name, told in models.items():
+        row = {"model": name}
+        row |= {word: human(cost, told[cost]) for word, cost in (("params", "params"), ("memory", "memory_bytes"))}
+        for word, cost in (("prefill", "prefill_ms"), ("decode", "decode_ms"), ("latency", "latency_ms")):
+            row[f"{word}, measured"] = human(cost, told[cost]["measured"])
+        row |= {"loss": f"{told['loss']:.4f}", "KL": f"{told['kl']:.4f}" if name != "parent" else "0"}
+        row["KL before healing"] = f"{told['kl_before_heal']:.4f}" if name != "parent" else "0"
+        rows.append(row)
+    return rows
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("befit")
+    except PackageNotFoundError:
+        return "unknown"
