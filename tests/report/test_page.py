@@ -288,8 +288,8 @@ def test_the_reader_sees_the_result_the_budget_and_the_table(desktop: Seen) -> N
     assert list(rows) == ["parent", "child", "uniform", "depth", "greedy", "random"]
     assert rows["child"][1].split() == ["0.0832", "best"] and rows["greedy"][1] == "0.0975"
     child = sample()["child"]
-    assert rows["child"][7].split()[0] == f"{child['prefill_ms']['measured']:.1f}"
-    assert rows["child"][8].split()[0] == f"{child['prefill_ms']['predicted']:.1f}"
+    assert rows["child"][8].split()[0] == f"{child['prefill_ms']['measured']:.1f}"
+    assert rows["child"][9].split()[0] == f"{child['prefill_ms']['predicted']:.1f}"
     assert 'befit.load("child")' in text and "trust_remote_code=True" in text
 
 
@@ -301,7 +301,7 @@ def test_the_figures_are_drawn(desktop: Seen) -> None:
     predictions = sum(len(summary["accuracy"][key]) for key in ("fit", "held_out"))
     dots = 2 * len(summary["child"]["arch"]["blocks"])
     assert seen["points"] == fronts + predictions + dots
-    assert seen["lines"] == 3 + 2 + 1, "three fronts, two diagonals, one healing curve"
+    assert seen["lines"] == 3 + 3 + 1, "three fronts, three diagonals, one healing curve"
     assert {"kv2", "ffn256", "latency, ms", "memory, MiB", "healing loss"} <= set(seen["ticks"])
 
 

@@ -44,10 +44,11 @@ G = q.GAP
         (q.cost("memory_bytes", 2**30), f"1.00{G}GiB"),
         (q.cost("memory_mib", 1024), f"1.00{G}GiB"),
         (q.cost("params", 2_000_000), f"2.00{G}M"),
-        (q.cost("throughput", 1500), f"1500{G}tokens/s"),
+        (q.cost("tokens_per_s", 1500), f"1500{G}tokens/s"),
         (q.cost("latency_ms", None), "–"),
         (q.cost_name("latency_ms"), "latency"),
         (q.cost_name("params"), "parameters"),
+        (q.cost_name("tokens_per_s"), "throughput"),
         (q.cost_name("peak_memory_bytes"), "peak memory"),
     ],
 )
@@ -85,3 +86,12 @@ def test_one_unit_for_an_axis() -> None:
     assert q.unit_of("latency_ms", 250.0) == ("ms", 1.0)
     assert q.unit_of("memory_bytes", 3 * 2**20) == ("MiB", 2**20)
     assert q.unit_of("params", 12e6) == ("M", 1e6)
+    assert q.unit_of("tokens_per_s", 12e6) == ("tokens/s", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "factor"),
+    [("60%", 0.6), (" 2x", 2.0), ("123.4", None), ("x", None), ("nan%", None), (60, None), (None, None)],
+)
+def test_a_relative_bound_is_recognised(given: object, factor: float | None) -> None:
+    assert q.factor(given) == factor

@@ -36,11 +36,11 @@ SUMMARY = {
 
 def test_measured_and_predicted_have_a_column_each() -> None:
     group, names, parent, child, _ = cells(tables.comparison(SUMMARY))
-    assert group == ["", "KL to the parent", "Parameters", "Memory", "Prefill"]
-    assert names == ["before healing", "final", "weights", "KV cache", "together", "measured", "predicted"]
-    assert parent[1:4] == ["–", "0", f"1.00{G}M"] and "tiny" in parent[0]
+    assert group == ["", "KL to the parent", "Memory", "Parameters", "Prefill"]
+    assert names == ["before healing", "final", "in all", "KV cache", "measured", "predicted"]
+    assert parent[1:3] == ["–", "0"] and parent[5] == f"1.00{G}M" and "tiny" in parent[0]
     assert child[-2:] == [f"10.0{G}ms 50{G}%", f"5.00{G}ms 50{G}%"]
-    assert child[-3] == f"3.00{G}MiB 50{G}%"
+    assert child[3:5] == [f"3.00{G}MiB 50{G}%", f"1.00{G}MiB"]
 
 
 @pytest.mark.parametrize(("kl", "best"), [(0.3, 1), (0.05, 2), (None, 1)])

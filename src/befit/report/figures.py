@@ -32,7 +32,7 @@ def front(points: Any, budget: Any) -> str:
 
 
 def _front_key(rows: list[Mapping[str, Any]], bounded: bool) -> str:
-    marks = [("dot full", "true KL of the assembled child"), ("dot", "its scores added up")]
+    marks = [("dot full", "true KL"), ("dot", "scores of its parts added up")]
     marks += [("dot chosen", "chosen")] * any(row.get("chosen") is True for row in rows)
     kinds = _kinds(rows)
     marks += [(_SYMBOLS[_symbol(kinds, kind)], kind) for kind in kinds] * (len(kinds) > 1)
@@ -111,7 +111,7 @@ def _front_panel(rows: list[Mapping[str, Any]], name: str, limit: float | None, 
     ):
         known = [row for row in usable if q.number(row.get(key)) is not None]
         colours = [canvas.CHOSEN if row.get("chosen") is True else style["color"] for row in known]
-        symbols = [_symbol(kinds, str(row.get("kind") or "solved")) for row in known]
+        symbols = [_symbol(kinds, _kind(row)) for row in known]
         data.append(
             {
                 "type": "scatter",
@@ -153,11 +153,16 @@ def _front_panel(rows: list[Mapping[str, Any]], name: str, limit: float | None, 
 
 
 def _kinds(rows: list[Mapping[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(str(row.get("kind") or "solved") for row in rows))
+    """Ways in which solutions were found; the chosen one has a colour of its own and needs no mark."""
+    return list(dict.fromkeys(_kind(row) for row in rows if row.get("chosen") is not True))
+
+
+def _kind(row: Mapping[str, Any]) -> str:
+    return str(row.get("kind") or "solved")
 
 
 def _symbol(kinds: list[str], kind: str) -> str:
-    return list(_SYMBOLS)[kinds.index(kind) % len(_SYMBOLS)]
+    return list(_SYMBOLS)[kinds.index(kind) % len(_SYMBOLS)] if kind in kinds else "circle"
 
 
 def _staircase(rows: Sequence[Mapping[str, Any]], at: Any) -> dict[str, Any]:

@@ -54,13 +54,14 @@ def heat_map(scores: Any, ranking: Any, child: Any) -> str:
             showgrid=False,
         )
     layout["xaxis"] = canvas.axis(
-        anchor="free",
-        position=0,
+        anchor=f"y{len(domains)}" if len(domains) > 1 else "y",
         range=[-0.5, len(table) - 0.5],
-        title="layer",
         showgrid=False,
         dtick=_tick(len(table)),
     )
+    # Left of the layer numbers, in line with the variants' names: below them it would run into the colour bar.
+    corner = {"xref": "paper", "yref": "paper", "x": 0, "y": 0, "xanchor": "right", "yanchor": "top"}
+    layout["annotations"] = [{**corner, "text": "layer", "showarrow": False, "xshift": -6, "yshift": -2}]
     layout["coloraxis"] = _colour_scale(floor, top)
     return canvas.plot(data, layout, height + 90, "Score of every variant in every layer")
 
@@ -95,7 +96,7 @@ def _band(
         "xaxis": "x",
         "yaxis": axis,
         "coloraxis": "coloraxis",
-        "xgap": 1,
+        "xgap": 1 if len(table) <= 48 else 0,
         "ygap": 1,
         "hoverongaps": False,
         "hovertemplate": "layer %{x}, %{text}<extra></extra>",
@@ -128,7 +129,8 @@ def _colour_scale(floor: float, top: float) -> dict[str, Any]:
             "yanchor": "bottom",
             "x": 0,
             "xanchor": "left",
-            "len": 0.55,
+            "lenmode": "pixels",
+            "len": 260,
             "tickvals": ticks,
             "ticktext": [f"{10.0**tick:.2g}" for tick in ticks],
             "title": {"text": "KL when only this sub-block is replaced", "side": "top", "font": {"size": 11}},

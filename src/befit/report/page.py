@@ -83,13 +83,10 @@ def _shares(summary: Mapping[str, Any]) -> list[tuple[str, float]]:
 
 
 def _parents(bound: Mapping[str, Any], parent: Mapping[str, Any]) -> float | None:
-    """The parent's value of a bounded cost: the limit undone if it was given in percent, else what the parent states."""
-    given, name = str(bound.get("given") or "").strip(), str(bound.get("cost"))
-    if given.endswith("%"):
-        try:
-            return q.ratio(q.number(bound.get("value")), float(given[:-1]) / 100)
-        except ValueError:
-            return None
+    """The parent's value of a bounded cost: the limit undone if it was relative, else what the parent states."""
+    name, relative = str(bound.get("cost")), q.factor(bound.get("given"))
+    if relative:
+        return q.ratio(q.number(bound.get("value")), relative)
     if name == "memory_bytes":
         return tables.memory(parent)
     return q.dig(parent, name) if q.dig(parent, name) is not None else q.dig(parent, name, "measured")
@@ -212,6 +209,9 @@ def _footer(summary: Mapping[str, Any]) -> str:
     command = f"<pre><code>{escape(str(summary['command']))}</code></pre>" if summary.get("command") else ""
     facts = [f"befit {summary['befit']}" if summary.get("befit") else "befit"]
     facts += [f"seed {seed}" for seed in [q.number(summary.get("seed"))] if seed is not None]
+    facts += [
+        f"{name} {version}" for name, version in q.mapping(q.mapping(summary.get("device")).get("versions")).items()
+    ]
     facts += [_moment(str(summary["made"]))] if summary.get("made") else []
     return f"<footer>{command}<p>{escape(' · '.join(facts))} · all numbers are in summary.json</p></footer>"
 

@@ -20,6 +20,7 @@ _NAMES = {
     "decode_ms": "decode per token",
     "flops": "FLOPs",
     "params": "parameters",
+    "tokens_per_s": "throughput",
     "weight_bytes": "weights",
 }
 
@@ -56,6 +57,16 @@ def dig(value: Any, *path: str) -> float | None:
 def ratio(part: float | None, whole: float | None) -> float | None:
     """part / whole, or None where either is missing or the whole is zero."""
     return part / whole if part is not None and whole else None
+
+
+def factor(given: Any) -> float | None:
+    """What a bound given as `60%` or `2x` multiplies the parent's cost by; None if it was given otherwise."""
+    text = given.strip() if isinstance(given, str) else ""
+    divisor = {"%": 100.0, "x": 1.0}.get(text[-1:])
+    try:
+        return number(float(text[:-1]) / divisor) if divisor else None
+    except ValueError:
+        return None
 
 
 def significant(value: float | None, digits: int = 3) -> str:
@@ -127,7 +138,7 @@ def cost(name: str, value: float | None) -> str:
         return size(value * 2.0**20)
     if name in ("params", "flops"):
         return amount(value)
-    return significant(value) + (f"{GAP}tokens/s" if name.startswith("throughput") else "")
+    return significant(value) + (f"{GAP}tokens/s" if name == "tokens_per_s" else "")
 
 
 def cost_name(name: str) -> str:
@@ -140,6 +151,8 @@ def cost_name(name: str) -> str:
 
 def unit_of(name: str, largest: float) -> tuple[str, float]:
     """The unit for an axis of this cost and what to divide by, so that the largest value reads well."""
+    if name == "tokens_per_s":
+        return "tokens/s", 1.0
     ladder = _BYTES if name.endswith("_bytes") else _TIMES if name.endswith("_ms") else _AMOUNTS
     return _rung(largest, ladder)
 

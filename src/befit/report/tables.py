@@ -50,10 +50,11 @@ _COLUMNS = (
     _Column(group="KL to the parent", name="before healing", read=_path("kl_before_heal")),
     _Column(group="KL to the parent", name="final", read=_path("kl")),
     _Column(group="Loss", name="", read=_path("loss")),
-    _Column(group="Parameters", name="", read=_path("params"), write=q.amount, share=True),
-    _Column(group="Memory", name="weights", read=_path("weight_bytes"), write=q.size),
+    _Column(group="Latency", name="measured", read=_path("latency_ms", "measured"), write=q.milliseconds, share=True),
+    _Column(group="Latency", name="predicted", read=_path("latency_ms", "predicted"), write=q.milliseconds, share=True),
+    _Column(group="Memory", name="in all", read=memory, write=q.size, share=True),
     _Column(group="Memory", name="KV cache", read=_path("cache_bytes"), write=q.size),
-    _Column(group="Memory", name="together", read=memory, write=q.size, share=True),
+    _Column(group="Parameters", name="", read=_path("params"), write=q.amount, share=True),
     _Column(group="Prefill", name="measured", read=_path("prefill_ms", "measured"), write=q.milliseconds, share=True),
     _Column(group="Prefill", name="predicted", read=_path("prefill_ms", "predicted"), write=q.milliseconds, share=True),
     _Column(group="Decode per token", name="measured", read=_path("decode_ms", "measured"), write=q.milliseconds, share=True),
@@ -136,7 +137,8 @@ def _bound(bound: Mapping[str, Any], child: Mapping[str, Any]) -> str:
         headroom = 1 - used if not at_least else (q.ratio(value, limit) or 0) - 1
     over = headroom is not None and headroom < 0
     given = str(bound.get("given") or "")
-    of_parent = f" <small>({escape(given)} of the parent’s)</small>" if given.endswith("%") else ""
+    relative = q.factor(given) is not None
+    of_parent = f" <small>({escape(given)} of the parent’s)</small>" if relative else ""
     sign = "at least" if at_least else "at most"
     kind = f'<span class="tag">{escape(str(child["kind"]))}</span>' if child.get("kind") else ""
     spare = f"{q.percent(abs(headroom))} {'over' if over else 'to spare'}" if headroom is not None else ""
