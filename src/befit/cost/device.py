@@ -6,13 +6,14 @@ Several steps are timed in turns, a few calls each round after round, so that an
 them alike and their ratios hold.
 """
 
+import itertools
 import math
 import os
 import platform
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any, Literal
 import torch
 
 from befit.errors import BefitError
+from befit.progress import Progress, silent
 
 Step = Callable[[], object]
 
@@ -103,32 +105,35 @@ def time_together(
     warmup: int = 3,
     repeats: int = 30,
     seconds: float = 30.0,
-    progress: Callable[[float], None] | None = None,
+    progress: Progress = silent,
 ) -> dict[str, Timing]:
     """Time several steps in turns, so that the drift of a shared machine hits all alike.
 
     Each step is called `warmup` times, then gets its turn in every round until each has `repeats` timed calls or
-    `seconds` are over (at least one round is finished). `progress` hears the finished fraction, 0 to 1. A step must do the
-    same work in every call; on a GPU it is captured once, so its tensors must stay where they are.
+    `seconds` are over (at least one round is finished). `progress` sees the rounds go by. A step must do the same work in
+    every call; on a GPU it is captured once, so its tensors must stay where they are.
     """
     pool = torch.cuda.graph_pool_handle() if device.kind == "cuda" else None
     prepared = {
         name: _on_gpu(name, step, warmup, pool) if pool else _on_cpu(step, warmup) for name, step in steps.items()
     }
     samples: dict[str, list[float]] = {name: [] for name in steps}
-    start, done = time.monotonic(), 0.0
-    while done < 1:
+    for _ in progress(_rounds(samples, repeats, seconds), "time in turns", math.ceil(repeats / (BURST - 1))):
         for name, (call_ms, _) in prepared.items():
             samples[name] += _turn(call_ms)
-        by_count = min((len(times) for times in samples.values()), default=repeats) / repeats
-        by_clock = (time.monotonic() - start) / seconds if seconds else 1.0
-        done = min(1.0, max(by_count, by_clock))
-        if progress:
-            progress(done)
     return {
         name: _timing(samples[name], graph=pool is not None and not note, note=note)
         for name, (_, note) in prepared.items()
     }
+
+
+def _rounds(samples: Mapping[str, list[float]], repeats: int, seconds: float) -> Iterator[int]:
+    """Round numbers, at least one, until every step has its repeats or the time is over."""
+    start = time.monotonic()
+    for number in itertools.count():
+        yield number
+        if min(map(len, samples.values()), default=repeats) >= repeats or time.monotonic() - start >= seconds:
+            return
 
 
 def _turn(call_ms: Callable[[], float]) -> list[float]:

@@ -1,0 +1,225 @@
+"""What is timed is what is priced: steps against real generation and exact counts. No time is asserted."""
+
+import random
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import DynamicCache
+
+from befit.arch.decoder import Attention, DecoderArch, Ffn, Linear, NoOp
+from befit.arch.space import DecoderSpace
+from befit.cost.count import count
+from befit.cost.device import Device, Step, Timing, this_device
+from befit.cost.latency import LatencyTable, errors
+from befit.cost.workload import Workload
+from befit.errors import BefitError, IllegalArch
+from befit.lm import timing
+from befit.lm.child import build, config_for
+from befit.lm.family import family_of
+from befit.lm.timing import (
+    Bench,
+    Effort,
+    FixedCache,
+    measure_models,
+    measure_table,
+    model_steps,
+    spread,
+    table_key,
+)
+from tiny import FAMILIES, config, parent, tokens
+
+CPU = this_device("cpu")
+WORK = Workload(batch=2, prompt=9, generate=4, weights="fp32", cache="fp32")
+QUICK = Effort(fit_runs=3, held_out_runs=2, repeats=1, seconds=0.0)
+
+
+def space_of(family: str = "llama", layers: int = 3) -> DecoderSpace:
+    own = config(family, layers)
+    return DecoderSpace(shape=family_of(own).describe(own), window=4, ffn=("100", "50", "linear", "noop"))
+
+
+def bench(family: str = "llama", layers: int = 3) -> Bench:
+    own = config(family, layers)
+    shape = family_of(own).describe(own)
+    return Bench(config=own, shape=shape, workload=WORK, device=CPU, dtype=torch.float32)
+
+
+def flops(step: Step) -> int:
+    """What torch counts for one call, attention's own products included (its fused CPU kernel hides them)."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        step()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_a_decode_step_on_fixed_memory_is_a_real_decode_step(family: str) -> None:
+    model, work = parent(family), Workload(batch=4, prompt=15, generate=1)
+    rows = tokens(4, 16)
+    layers = list(model.model.layers)
+    fixed, real = FixedCache(layers, work, 0), DynamicCache()
+    with torch.inference_mode():
+        for cache in (fixed, real):
+            model(rows[:, :15], past_key_values=cache)
+        later = FixedCache(layers, work, 15)
+        later.buffers = fixed.buffers
+        got = model(rows[:, 15:], past_key_values=later).logits
+        again = model(rows[:, 15:], past_key_values=later).logits
+        want = model(rows[:, 15:], past_key_values=real).logits
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(again, want)  # nothing has grown: every call does the same work
+
+
+def test_a_window_limits_what_decode_reads() -> None:
+    layers = list(parent("mistral").model.layers)  # a window of 6
+    cache = FixedCache(layers, WORK, WORK.context - 1)
+    new = torch.ones(2, 2, 1, 8)
+    keys, values = cache.update(new, new, 1)
+    assert keys.shape == values.shape == (2, 2, 6, 8)
+    assert keys[:, :, -1:].equal(new) and not keys[:, :, :-1].any()
+    long = torch.arange(9.0).view(1, 1, 9, 1).expand(2, 2, 9, 8)
+    fresh = FixedCache(layers, WORK, 0)
+    assert fresh.update(long, long, 0)[0].equal(long)  # a prompt attends to itself, masked
+    assert fresh.buffers[0][0].equal(long[:, :, -6:])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_steps_do_the_counted_work(family: str) -> None:
+    space, own = space_of(family), config(family, 3)
+    arch = spread(space, 1, WORK)[0]
+    model = bench(family).model(arch)
+    cost = count(space.shape, arch, WORK)
+    assert sum(p.numel() for p in model.parameters()) == cost.params
+    caches = FixedCache(list(model.model.layers), WORK, 0).buffers
+    assert sum(t.numel() * 4 for pair in caches for t in pair) == cost.cache_bytes
+    head = 2 * WORK.batch * own.hidden_size * own.vocab_size
+    prefill, _ = model_steps(model, WORK)
+    assert flops(prefill) == cost.flops - head * (WORK.prompt - 1)  # logits of each request's last token only
+    logits: Any = prefill()
+    assert logits.shape == (WORK.batch, 1, own.vocab_size) and logits.isfinite().all() and logits.is_inference()
+
+
+@pytest.mark.parametrize(
+    ("kind", "variant"),
+    [("attention", Attention(kv_heads=1, window=3)), ("attention", Linear()), ("ffn", Ffn(width=7)), ("ffn", Linear())],
+)
+def test_a_row_runs_its_copies_and_nothing_else(kind: str, variant: Attention | Ffn | Linear) -> None:
+    rig = bench(layers=3)
+    row = rig.row(kind, variant)
+    assert row.copies == 3
+    one = count(
+        rig.shape,
+        DecoderArch(blocks=(replace(rig.shape.arch.blocks[0], **{"attention": NoOp(), "ffn": NoOp(), kind: variant}),)),
+        WORK,
+    )
+    nothing = count(
+        rig.shape,
+        DecoderArch(blocks=(replace(rig.shape.arch.blocks[0], attention=NoOp(), ffn=NoOp()),)),
+        WORK,
+    )
+    assert row.memory_bytes == 3 * (one.memory_bytes - nothing.memory_bytes)
+    prefill, decode = row.make()
+    assert flops(prefill) == 3 * (one.flops - nothing.flops)
+    out: Any = prefill()
+    steps: list[Any] = [decode(), decode()]
+    assert out.shape == (2, 9, 32) and steps[0].shape == (2, 1, 32)
+    assert steps[0].equal(steps[1])
+    with pytest.raises(IllegalArch, match="cannot stand in"):
+        rig.row(
+            "ffn" if kind == "attention" else "attention",
+            Attention(kv_heads=1) if kind == "attention" else Ffn(width=3),
+        )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_table_prices_every_child(family: str) -> None:
+    space = space_of(family)
+    table = measure_table(config(family, 3), space, WORK, CPU, "fp32", effort=QUICK)
+    assert table.fitted_on[0].arch == space.shape.arch
+    assert (len(table.fitted_on), len(table.held_out)) == (3, 2)
+    assert LatencyTable.from_json(table.to_json()) == table
+    rng = random.Random(0)
+    for arch in (space.sample(rng) for _ in range(10)):
+        predicted = table.predict(arch)
+        assert predicted.prefill_ms > 0 and predicted.decode_ms > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_on_a_machine_whose_time_is_flops_the_table_is_exact(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def clock(steps: Mapping[str, Step], device: Device, **_: object) -> dict[str, Timing]:
+        times = {name: flops(step) / 1e6 for name, step in steps.items()}
+        return {n: Timing(median_ms=t, low_ms=t, high_ms=t, repeats=1, graph=False) for n, t in times.items()}
+
+    monkeypatch.setattr(timing, "time_together", clock)
+    effort = Effort(fit_runs=4, held_out_runs=6)
+    table = measure_table(config(family, 3), space_of(family), WORK, CPU, "fp32", effort=effort)
+    found = errors(table, table.held_out)
+    assert max(*found.prefill, *found.decode) < 1e-9
+    assert table.prefill.sub_block_ms == pytest.approx(0, abs=1e-9)
+    assert table.fixed().decode_ms == pytest.approx(2 * WORK.batch * 32 * 64 / 1e6)
+
+
+def test_a_table_takes_a_child_s_configuration_too() -> None:
+    space = space_of("mistral")
+    whole = config_for(config("mistral", 3), space.shape.arch)
+    assert measure_table(whole, space, WORK, CPU, "bf16", effort=QUICK).dtype == "bf16"
+    with pytest.raises(BefitError, match="fp32, bf16, fp16, got 'int8'"):
+        measure_table(whole, space, WORK, CPU, "int8")
+
+
+def test_without_memory_for_all_groups_take_turns() -> None:
+    space = space_of()
+    labels: list[str] = []
+
+    def hear(items, label, total=None):
+        labels.append(label)
+        yield from items
+
+    table = measure_table(
+        config(layers=3), space, WORK, replace(CPU, memory_bytes=4), "fp32", effort=QUICK, progress=hear
+    )
+    jobs = 1 + len(table.attention) + len(table.ffn) + 5
+    assert len(labels) == jobs
+
+
+def test_children_to_measure_are_legal_and_spread() -> None:
+    space = space_of(layers=6)
+    archs = spread(space, 12, WORK)
+    assert all(space.contains(arch) for arch in archs)
+    assert archs == spread(space, 12, WORK) and len(set(archs)) == 12
+    for half in (archs[:6], archs[6:]):
+        flops = [count(space.shape, arch, WORK).flops for arch in half]
+        assert min(flops) < 0.6 * max(flops)
+
+
+def test_models_are_timed_side_by_side() -> None:
+    models = {"parent": parent(), "child": build(config(layers=2), device="cpu")}
+    times = measure_models(models, WORK, CPU, repeats=2)
+    assert list(times) == ["parent", "child"]
+    assert all(time.prefill_ms > 0 and time.decode_ms > 0 for time in times.values())
+
+
+def test_a_key_names_all_that_a_table_depends_on() -> None:
+    space = space_of()
+    same = table_key(space, WORK, CPU, "fp32")
+    assert same == table_key(space_of(), replace(WORK), replace(CPU), "fp32")
+    others = [
+        table_key(replace(space, window=5), WORK, CPU, "fp32"),
+        table_key(space, replace(WORK, batch=3), CPU, "fp32"),
+        table_key(space, WORK, replace(CPU, threads=CPU.threads + 1), "fp32"),
+        table_key(space, WORK, CPU, "bf16"),
+        table_key(space, WORK, CPU, "fp32", QUICK),
+    ]
+    assert len({same, *others}) == 6
+
+
+@pytest.mark.gpu
+def test_everything_is_captured_on_a_gpu() -> None:
+    # A step that cannot be captured warns, and warnings are errors here.
+    space, gpu = space_of("mistral"), this_device("cuda")
+    table = measure_table(config("mistral", 3), space, WORK, gpu, "bf16", effort=QUICK)
+    assert table.device.kind == "cuda" and table.predict(space.shape.arch).decode_ms > 0
