@@ -78,13 +78,13 @@ def violation(costs: Any, bounds: Sequence[Bound]) -> float:
     return max(0.0, *over)
 
 
-@pytest.mark.parametrize("listed", [knapsack.LISTED, 0], ids=["list", "HiGHS"])
+@pytest.mark.parametrize("listed", [knapsack.LISTED, 12, 0], ids=["list", "both", "HiGHS"])
 def test_equals_brute_force(monkeypatch: pytest.MonkeyPatch, listed: int) -> None:
-    """Both ways of solving give the best score of all choices, or the nearest point where no choice is feasible."""
+    """Both ways of solving, and one after the other, find the best of all choices, or the nearest point if none fits."""
     monkeypatch.setattr(knapsack, "LISTED", listed)
     rng = random.Random(7)
     infeasible = 0
-    for case in range(200 if listed else 60):
+    for case in range(200 if listed == knapsack.LISTED else 60):
         table, bounds = random_case(rng)
         everything = enumerate_all(table)
         feasible = [(score, choice) for score, choice, costs in everything if keeps(costs, bounds)]
@@ -197,11 +197,42 @@ def test_infeasible_names_the_bound_and_the_reach_of_each() -> None:
         assert part in str(caught.value)
     with pytest.raises(Infeasible, match="each bound can be met alone, but not all together") as caught:
         solve(table, Budget.parse("memory=3MiB, latency=5ms").bounds)
-    # With 1 of 4 layers small: memory 50 % over, latency 20 % over; with 2: 33 % over, 60 % over.
+    # With 1 of 4 layers small: memory 50 % over, latency 20 % over; with 2: 33 % and 60 % over.
     assert caught.value.binding == "memory_bytes" and caught.value.nearest == {
         "memory_bytes": 4.5 * 2**20,
         "latency_ms": 6.0,
     }
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_order_of_bounds_does_not_change_which_one_binds(order: int) -> None:
+    table = Table(layers=((option(0.0, a=4.0, b=1.0), option(0.0, a=1.0, b=9.0)),))
+    for bounds, binding in (
+        ([at_most("a", 3.0), at_most("b", 2.0)], "a"),
+        ([at_most("a", 0.5), at_most("b", 4.0)], "a"),
+        ([at_most("a", 3.9), at_most("b", 0.5)], "b"),
+    ):
+        with pytest.raises(Infeasible) as caught:
+            solve(table, bounds[::order])
+        assert caught.value.binding == binding
+
+
+def test_both_ways_agree_on_a_large_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(5)
+
+    def layer() -> tuple[Option, ...]:
+        weight = rng.lognormvariate(0, 1)
+        sizes = [rng.random() for _ in range(54)]
+        return tuple(
+            option(weight * (1 - x) ** 1.5 * rng.paretovariate(3), a=1e9 * x, b=x * rng.random()) for x in sizes
+        )
+
+    table = Table(layers=tuple(layer() for _ in range(80)))
+    bounds = [at_most("a", 25e9), at_most("b", 12.0)]
+    (listed,) = solve(table, bounds)
+    monkeypatch.setattr(knapsack, "LISTED", 0)
+    (highs,) = solve(table, bounds)
+    assert listed == highs and listed.gap == 0 and keeps(dict(listed.costs), bounds)
 
 
 def test_an_answer_that_breaks_a_bound_is_never_returned(monkeypatch: pytest.MonkeyPatch) -> None:
