@@ -97,3 +97,18 @@ def test_a_closed_standard_output_does_not_matter() -> None:
     finally:
         os.dup2(kept, 1)
         os.close(kept)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_highs_goes_on_from_the_best_choice_listed(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Items are left out that cannot better the choice listed so far, and no others."""
+    of = problem(np.random.default_rng(seed), layers=12, options=8)
+
+    def exact(items: Ints) -> float | None:
+        return float(of.score[items].sum()) if (of.use[:, items].sum(1) <= of.limit).all() else None
+
+    proven = best(of, exact, 60.0)
+    for listed in (10, 30, 100):
+        monkeypatch.setattr(knapsack, "LISTED", listed)
+        found = best(of, exact, 60.0)
+        assert found and proven and (found.score, found.gap) == (proven.score, 0.0)
