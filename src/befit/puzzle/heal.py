@@ -1,0 +1,319 @@
+"""Healing: distil the assembled child, whole, from its frozen parent.
+
+The child was put together from parts that had only ever seen the parent's activations; training it end to end for
+comparatively few tokens lets them adapt to each other. The loss is Puzzle's (arXiv 2411.19146, section 5): KL of the logits
+plus cosine distance of every layer's hidden state, without a language-modelling loss, which made the child worse there.
+
+Killed at any moment, the same call with the same folder goes on from the last checkpoint and ends with the same weights:
+nothing in the training is random but the order of the sequences, and that is a function of seed and step alone.
+
+Training runs through Accelerate: in one process it stays where the child is; under `accelerate launch` every process trains
+on its share of each batch, with the whole child on each device.
+
+Shapes: N sequences, B batch, T tokens, D hidden.
+"""
+
+import copy
+import errno
+import math
+import shutil
+import time
+import zlib
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from befit.errors import BadData, BefitError, DiskFull, RunConflict
+from befit.lm.child import adopt, arch_of, build
+from befit.lm.distill import cosine, head_kl, outputs
+from befit.lm.modeling_befit import BefitForCausalLM
+from befit.lm.precision import mixed
+from befit.progress import Progress, silent
+from befit.rundir import digest, read_json, read_tensors, write_json, write_tensors
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""Adam's running averages of each weight, as torch names them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealConfig:
+    """How the child is distilled from the parent."""
+
+    tokens: int = 1_000_000
+    """Tokens to train on, at least 1; rounded up to whole batches, repeating the text where it is shorter."""
+    batch: int = 8
+    """Sequences in one step, over all processes together."""
+    lr: float = 1e-3
+    """AdamW's peak learning rate: 1e-3 suits models of some million parameters, 1e-4 or less those of billions."""
+    warmup: float = 0.05
+    """Share of the steps over which the learning rate rises to its peak, 0 .. 1; then it falls as a cosine to a tenth."""
+    weight_decay: float = 0.0
+    """AdamW's decay of matrices; norms and biases have none."""
+    clip: float = 1.0
+    """Largest norm of a step's gradient; a longer one is shortened to it."""
+    kl_weight: float = 1.0
+    """Factor of KL(parent || child) on the logits, in nats per token."""
+    cosine_weight: float = 1.0
+    """Factor of 1 - cos between the hidden states, mean over layers and tokens."""
+    temperature: float = 1.0
+    """Logits are divided by it before the KL, which is multiplied by its square."""
+    checkpoint_seconds: float = 60.0
+    """Least time between two checkpoints; what a kill can cost at most. 0 writes one after every step."""
+    seed: int = 0
+    """Order of the sequences."""
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "batch", "lr", "clip", "temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"heal: {name} must be above 0, got {getattr(self, name)!r}")
+        for name in ("weight_decay", "kl_weight", "cosine_weight", "checkpoint_seconds"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"heal: {name} must be 0 or more, got {getattr(self, name)!r}")
+        if not 0 <= self.warmup <= 1:
+            raise ValueError(f"heal: warmup must be a share of the steps, 0 .. 1, got {self.warmup!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealResult:
+    """What healing did."""
+
+    steps: int
+    """Optimizer steps."""
+    tokens: int
+    """Tokens trained on, repetitions counted."""
+    losses: tuple[float, ...]
+    """The weighted loss of every step, before the step."""
+    kl: tuple[float, ...]
+    """Its KL part, nats per token, before weighting."""
+    seconds: float
+    """Time in training, interrupted attempts included as far as they were kept."""
+
+
+class Student(nn.Module):
+    """The child with its loss inside, so that whatever Accelerate wraps around it sees one forward call."""
+
+    def __init__(self, child: BefitForCausalLM, config: HealConfig) -> None:
+        super().__init__()
+        self.child = child
+        self.config = config
+
+    def forward(self, tokens: Tensor, parent_states: list[Tensor], parent_head: Tensor) -> tuple[Tensor, Tensor]:
+        """The weighted loss and its KL for tokens (B, T), given what `outputs` yields for the parent."""
+        *states, last = outputs(self.child, tokens)
+        *parent_layers, parent_last = parent_states
+        head: Any = self.child.lm_head.weight
+        kl = head_kl((parent_last, parent_head), (last, head), temperature=self.config.temperature)
+        distance = cosine(parent_layers, states)
+        return self.config.kl_weight * kl + self.config.cosine_weight * distance, kl.detach()
+
+
+def heal(
+    child: BefitForCausalLM,
+    parent: BefitForCausalLM,
+    blocks: Tensor,
+    config: HealConfig,
+    folder: Path,
+    progress: Progress = silent,
+) -> HealResult:
+    """Train `child` to answer as `parent` on token ids (N, T); at the end its weights are replaced by the healed ones.
+
+    The child keeps its number format and device, and shares no tensor with what it had before; the parent is not
+    touched. `folder` receives the checkpoints, then `healed.safetensors` and `heal.json`; called again with the same
+    arguments, it only loads these. A checkpoint that cannot be read counts as none.
+    Raises `BadData` for empty text, `RunConflict` if the folder belongs to another healing, `DiskFull` if a checkpoint
+    cannot be written (the one before stays), `BefitError` if the loss is no longer a number.
+    """
+    if blocks.ndim != 2 or blocks.numel() == 0:
+        raise BadData(f"healing needs token ids (N, T), at least one sequence, got {tuple(blocks.shape)}")
+    _claim(folder, _key(child, parent, blocks, config))
+    written = folder / "heal.json"
+    if not written.exists():
+        _Healing(child, parent, blocks, config, folder).run(progress)
+    told = read_json(written)
+    adopt(child, {n: t.to(child.device, child.dtype) for n, t in read_tensors(folder / "healed.safetensors").items()})
+    return HealResult(**{**told, "losses": tuple(told["losses"]), "kl": tuple(told["kl"])})
+
+
+def learning_rate(step: int, steps: int, config: HealConfig) -> float:
+    """The rate of a step: a straight rise to `config.lr` over the warm-up, then a cosine down to a tenth of it."""
+    rise = math.ceil(config.warmup * steps)
+    if step < rise:
+        return config.lr * (step + 1) / rise
+    turn = (step - rise) / max(1, steps - rise)
+    return config.lr * (0.55 + 0.45 * math.cos(math.pi * turn))
+
+
+def batch_rows(step: int, batch: int, count: int, seed: int) -> list[int]:
+    """Which of `count` sequences step number `step` takes: all of them once in random order, then again in another."""
+    places = (divmod(place, count) for place in range(step * batch, (step + 1) * batch))
+    return [_order(epoch, count, seed)[position] for epoch, position in places]
+
+
+@lru_cache(maxsize=4)
+def _order(epoch: int, count: int, seed: int) -> list[int]:
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {epoch}".encode()))
+    return torch.randperm(count, generator=generator).tolist()
+
+
+class _Healing:
+    """One attempt: an fp32 copy of the child in training, its optimizer, and the files that outlive the attempt."""
+
+    def __init__(
+        self, child: BefitForCausalLM, parent: BefitForCausalLM, blocks: Tensor, config: HealConfig, folder: Path
+    ) -> None:
+        from accelerate import Accelerator
+
+        # Alone, training stays where the child is; in a team every process has a device of its own.
+        self.accelerator = Accelerator(device_placement=False)
+        team = self.accelerator.num_processes
+        if config.batch % team:
+            raise ValueError(f"heal: batch {config.batch} cannot be shared evenly by {team} processes")
+        self.device = self.accelerator.device if team > 1 else child.device
+        self.parent = parent
+        if parent.device != self.device:
+            self.parent = copy.deepcopy(parent)
+            nn.Module.to(self.parent, self.device)
+        self.dtype, self.blocks, self.config = child.dtype, blocks, config
+        self.steps = math.ceil(config.tokens / (config.batch * blocks.shape[1]))
+        self.checkpoint, self.healed = folder / "checkpoint" / "state.safetensors", folder / "healed.safetensors"
+        twin = build(child.config)
+        adopt(twin, {n: p.detach().to(self.device, torch.float32, copy=True) for n, p in child.named_parameters()})
+        self.weights = dict(twin.requires_grad_(True).named_parameters())
+        groups = [
+            {"params": [w for w in self.weights.values() if w.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [w for w in self.weights.values() if w.ndim < 2], "weight_decay": 0.0},
+        ]
+        self.adam = AdamW(groups, lr=config.lr, betas=(0.9, 0.95), fused=True)
+        self.student, self.optimizer = self.accelerator.prepare(Student(twin, config), self.adam)
+        self.curve: list[Tensor] = []
+        self.seconds = 0.0
+
+    def run(self, progress: Progress) -> None:
+        """Train from the last checkpoint to the end and write what remains of it."""
+        begin = self._resume()
+        main = self.accelerator.is_main_process
+        saved = start = time.monotonic()
+        already = self.seconds
+        for step in (progress if main else silent)(range(begin, self.steps), "heal", self.steps - begin):
+            self.curve.append(self._step(step))
+            now = time.monotonic()
+            self.seconds = already + now - start
+            if main and step + 1 < self.steps and now - saved >= self.config.checkpoint_seconds:
+                _write(self.checkpoint, self._state())
+                saved = time.monotonic()
+        losses, kl = self._losses().t().tolist()
+        if main:
+            _write(self.healed, {name: w.to(self.dtype) for name, w in self.weights.items()})
+            told = {"steps": self.steps, "tokens": self.steps * self.config.batch * self.blocks.shape[1]}
+            told |= {"losses": losses, "kl": kl, "seconds": round(self.seconds, 3)}
+            write_json(self.healed.with_name("heal.json"), told)
+            shutil.rmtree(self.checkpoint.parent, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+
+    def _step(self, step: int) -> Tensor:
+        """One step of the optimizer; its loss and KL before it (2,), mean over all processes."""
+        rows = batch_rows(step, self.config.batch, len(self.blocks), self.config.seed)
+        mine = rows[self.accelerator.process_index :: self.accelerator.num_processes]
+        tokens = self.blocks[mine].to(self.device)
+        head: Any = self.parent.lm_head.weight
+        with mixed(self.device):
+            with torch.no_grad():
+                states = list(outputs(self.parent, tokens))
+            loss, kl = self.student(tokens, states, head)
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.weights.values(), self.config.clip)
+        for group in self.adam.param_groups:
+            group["lr"] = learning_rate(step, self.steps, self.config)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return self.accelerator.reduce(torch.stack([loss.detach(), kl]), "mean")  # type: ignore[return-value]
+
+    def _losses(self) -> Tensor:
+        """Loss and KL of every step so far, (steps, 2). Raises `BefitError` if one is no number."""
+        curve = torch.stack(self.curve).cpu()
+        broken = (~curve.isfinite().all(1)).nonzero()
+        if len(broken):
+            raise BefitError(
+                f"healing diverged: the loss of step {int(broken[0])} of {self.steps} is no number; "
+                f"give a lower learning rate than {self.config.lr:g}"
+            )
+        return curve
+
+    def _state(self) -> dict[str, Tensor]:
+        """All that the next attempt needs."""
+        state = {"curve": self._losses(), "seconds": torch.tensor(self.seconds)}
+        for name, weight in self.weights.items():
+            state[f"weight {name}"] = weight
+            state |= {f"{own} {name}": self.adam.state[weight][own] for own in MOMENTS}
+        return state
+
+    def _resume(self) -> int:
+        """The number of the first step to take: that of the checkpoint, if there is one that can be read."""
+        if self.accelerator.is_main_process:
+            for file in self.checkpoint.parent.glob("*"):
+                if file != self.checkpoint:
+                    file.unlink()  # what a kill left half written
+        try:
+            state = read_tensors(self.checkpoint)
+        except (FileNotFoundError, SafetensorError):
+            return 0
+        self.curve, self.seconds = list(state["curve"].to(self.device)), float(state["seconds"])
+        step = torch.tensor(float(len(self.curve)))
+        ordered = [weight for group in self.adam.param_groups for weight in group["params"]]
+        names = {weight: name for name, weight in self.weights.items()}
+        moments = [{own: state[f"{own} {names[w]}"].clone() for own in MOMENTS} for w in ordered]
+        described = self.adam.state_dict()
+        described["state"] = {i: {"step": step.clone(), **own} for i, own in enumerate(moments)}
+        self.adam.load_state_dict(described)
+        with torch.no_grad():
+            for name, weight in self.weights.items():
+                weight.copy_(state[f"weight {name}"])
+        return len(self.curve)
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    """`write_tensors`, for a library that reports a full disk as an error of its own."""
+    try:
+        write_tensors(path, tensors)
+    except SafetensorError as error:
+        if f"os error {errno.ENOSPC}" not in str(error):
+            raise
+        raise DiskFull(
+            f"no room on the disk for {path}; free some space and run the same command again: it goes on from the last checkpoint"
+        ) from error
+
+
+def _claim(folder: Path, key: str) -> None:
+    """Make the folder this healing's own. Raises `RunConflict` if it is another's."""
+    written = folder / "key.json"
+    if not written.exists():
+        write_json(written, key)
+    elif read_json(written) != key:
+        raise RunConflict(
+            f"{folder} holds the healing of another child, from another parent, on other text or with another "
+            "configuration; give another folder, or delete it to start over"
+        )
+
+
+def _key(child: BefitForCausalLM, parent: BefitForCausalLM, blocks: Tensor, config: HealConfig) -> str:
+    """A name for everything that the result depends on; of the weights, a sample."""
+    told = asdict(config)
+    del told["checkpoint_seconds"]
+    text = zlib.crc32(blocks.contiguous().numpy().tobytes())
+    return digest(told, arch_of(child.config).to_json(), _sample(child), _sample(parent), list(blocks.shape), text)
+
+
+def _sample(model: BefitForCausalLM) -> int:
+    """A checksum of some hundred evenly spaced numbers of every tensor: cheap, and different for other weights."""
+    crc = 0
+    for name, weight in model.named_parameters():
+        flat = weight.detach().flatten()
+        some = flat[:: max(1, flat.numel() // 256)].float().cpu()
+        crc = zlib.crc32(some.numpy().tobytes(), zlib.crc32(name.encode(), crc))
+    return crc
