@@ -50,7 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"befit {given[0]}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"befit {given[0]}: stopped; what was finished is kept, the same command goes on from there", file=sys.stderr)
+        print(
+            f"befit {given[0]}: stopped; what was finished is kept, the same command goes on from there",
+            file=sys.stderr,
+        )
         return 130
     return 0
 
@@ -161,7 +164,9 @@ def parent_verb(arguments: Sequence[str]) -> None:
         "tokens": lambda config: prepare(config, config.out),
     }
     if not arguments or arguments[0] not in steps:
-        raise BadTable("say what to do with the parent: `befit parent train --out FOLDER` or `befit parent tokens --out FILE`")
+        raise BadTable(
+            "say what to do with the parent: `befit parent train --out FOLDER` or `befit parent tokens --out FILE`"
+        )
     config = tyro.cli(PretrainConfig, args=arguments[1:], prog=f"befit parent {arguments[0]}")
     _quiet()
     print(steps[arguments[0]](config))

@@ -6,6 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from befit.arch.decoder import DecoderShape
 from befit.arch.space import DecoderSpace
 from befit.budget import Budget
 from befit.cost.device import Device, this_device
@@ -20,6 +21,27 @@ from befit.rundir import Run, digest
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 REDONE = ("budget", "baselines", "solutions", "polish", "heal", "batches", "out")
 """Settings that may change in an existing run directory, because no finished stage depends on them alone."""
+
+
+def chosen_dtype(config: PuzzleConfig, device: Device) -> str:
+    """The number format to compute in."""
+    if config.dtype != "auto":
+        return config.dtype
+    return "bf16" if device.kind == "cuda" else "fp32"
+
+
+def workload_of(config: PuzzleConfig, dtype: str) -> Workload:
+    """The workload that was asked for; formats that were not named are those computed in."""
+    return Workload.parse(config.workload, base=Workload(batch=8, weights=dtype, cache=dtype))
+
+
+def space_of(config: PuzzleConfig, shape: DecoderShape, workload: Workload) -> DecoderSpace:
+    """All children that the configuration allows. Raises `IllegalArch` for a variant that cannot be read."""
+    attention, ffn = (
+        tuple(filter(None, (name.strip() for name in text.split(",")))) for text in (config.attention, config.ffn)
+    )
+    window = config.window or max(16, workload.context // 4)
+    return DecoderSpace(shape=shape, target=config.target, attention=attention, ffn=ffn, window=window)
 
 
 @dataclass(kw_only=True)
@@ -41,8 +63,8 @@ class Job:
         """Check everything that can be checked before any work, then load parent and text."""
         budget = Budget.parse(config.budget)
         device = this_device(config.device)
-        dtype = config.dtype if config.dtype != "auto" else "bf16" if device.kind == "cuda" else "fp32"
-        workload = Workload.parse(config.workload, base=Workload(batch=8, weights=dtype, cache=dtype))
+        dtype = chosen_dtype(config, device)
+        workload = workload_of(config, dtype)
         parent = load_parent(config.parent, device=device.kind, dtype=DTYPES[dtype])
         rows = {"train_rows": -(-max(config.rank_tokens, config.local_tokens, config.heal.tokens) // config.sequence)}
         blocks = load_blocks(
@@ -65,21 +87,12 @@ class Job:
             budget=budget,
             blocks=blocks,
         )
-        assert job.space.size > 0
         return job
 
     @cached_property
     def space(self) -> DecoderSpace:
         """All legal children."""
-        window = self.config.window or max(16, self.workload.context // 4)
-        split = (
-            tuple(filter(None, (n.strip() for n in text.split(","))))
-            for text in (self.config.attention, self.config.ffn)
-        )
-        attention, ffn = split
-        return DecoderSpace(
-            shape=self.parent.shape, target=self.config.target, attention=attention, ffn=ffn, window=window
-        )
+        return space_of(self.config, self.parent.shape, self.workload)
 
     @cached_property
     def batches(self) -> tuple[int, ...]:

@@ -62,6 +62,7 @@ class Library:
         prefix = f"{kind}/{variant.name}/"
         return {name.removeprefix(prefix): t for name, t in self.loaded[layer].items() if name.startswith(prefix)}
 
+    @torch.inference_mode(False)  # What is made here is kept, and may be trained later.
     def half(self, layer: int, kind: str, variant: Variant) -> BefitLayer:
         """A layer with this sub-block alone, ready to run."""
         module = half(self.parent.config, layer, variant, kind)
@@ -76,6 +77,7 @@ class Library:
         self.space.check(arch)
         return self.compose(arch)
 
+    @torch.inference_mode(False)
     def compose(self, arch: DecoderArch) -> BefitForCausalLM:
         """The same for any combination that has weights, legal for the target or not: for measuring quality."""
         model = build(config_for(self.parent.config, arch), dtype=self.parent.dtype)
@@ -87,6 +89,7 @@ class Library:
         adopt(model, named)
         return model
 
+    @torch.inference_mode(False)
     def _read(self, layer: int) -> dict[str, Tensor]:
         with safe_open(self.file(layer), framework="pt", device=str(self.parent.device)) as file:
             return {name: file.get_tensor(name).to(self.parent.dtype) for name in file.keys()}  # noqa: SIM118

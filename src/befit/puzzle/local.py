@@ -25,6 +25,7 @@ from befit.lm.child import half
 from befit.lm.distill import normalised_mse
 from befit.lm.family import Family
 from befit.lm.modeling_befit import BefitForCausalLM, BefitLayer, Context
+from befit.lm.precision import mixed
 from befit.lm.slice import initial
 from befit.progress import Progress, silent
 from befit.puzzle.library import KINDS, Library, flat, parent_layer
@@ -119,7 +120,7 @@ def _train(
     device = activations[0].device
     for _ in range(config.epochs):
         for rows in torch.randperm(count, generator=order).split(config.batch):
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            with mixed(device):
                 losses = _losses(halves, [a[rows.to(device)] for a in activations], context)
             optimizer.zero_grad(set_to_none=True)
             torch.stack(list(losses.values())).sum().backward()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from befit.arch.decoder import DecoderArch
+from befit.budget import human
 from befit.cost.latency import Latency, LatencyTable
 from befit.cost.workload import Workload
 from befit.lm.child import save
@@ -25,7 +26,7 @@ from befit.progress import Progress, silent
 from befit.puzzle import baselines
 from befit.puzzle.choose import TIMED, Chooser, Chosen, affordable
 from befit.puzzle.config import PuzzleConfig
-from befit.puzzle.heal import heal
+from befit.puzzle.heal import HealResult, heal
 from befit.puzzle.job import Job
 from befit.puzzle.library import Library, free
 from befit.puzzle.local import build_library
@@ -45,13 +46,28 @@ def puzzle(config: PuzzleConfig, *, progress: Progress = silent) -> dict[str, An
     ranking = rank_stage(job)
     library = library_stage(job, ranking)
     scores = score_stage(job, library)
-    prices = {batch: price_stage(job, library, batch) for batch in job.batches}
+    prices = {batch: price_stage(job, library.parent.config, batch) for batch in job.batches}
     chosen = choose_stage(job, library, scores, prices)
     rivals = rival_stage(job, library, scores, prices[chosen.batch], chosen, ranking)
     archs = {"child": chosen.arch, **rivals}
     healed = {name: heal_stage(job, library, name, arch) for name, arch in archs.items()}
     results = evaluate_stage(job, library, archs, healed, chosen.batch)
-    return record(Findings(job, library, ranking, scores, prices, chosen, archs, results))
+    return record(Findings(job, library, ranking, scores, prices, chosen, archs, results, healed["child"][1]))
+
+
+def measure_only(config: PuzzleConfig, *, progress: Progress = silent) -> list[dict[str, str]]:
+    """Measure, or read, the cost table of a parent on this device: rows for a terminal, one a sub-block."""
+    job = Job.open(config, progress)
+    prices = price_stage(job, job.parent.model.config, job.workload.batch)
+    table, work = prices.latency, prices.workload
+    kinds = {"fixed": {"embedding and head": table.base}, "attention": table.attention, "FFN": table.ffn}
+    rows = []
+    for kind, times in kinds.items():
+        for name, time in times.items():
+            row = {"part": kind, "variant": name}
+            told = {"prefill_ms": time.prefill_ms, "decode_ms": time.decode_ms, "latency_ms": time.latency_ms(work)}
+            rows.append(row | {word.removesuffix("_ms"): human(word, value) for word, value in told.items()})
+    return rows
 
 
 def rank_stage(job: Job) -> Ranking:
@@ -102,12 +118,12 @@ def score_stage(job: Job, library: Library) -> Scores:
     return Scores.from_json(read_json(job.run.stage("score", key, make) / "scores.json"))
 
 
-def price_stage(job: Job, library: Library, batch: int) -> Prices:
+def price_stage(job: Job, parent: Any, batch: int) -> Prices:
     """What every option costs at a batch size, measured on the device."""
     workload = replace(job.workload, batch=batch)
 
     def make(folder: Path) -> None:
-        table = measure_table(library.parent.config, job.space, workload, job.device, job.dtype, progress=job.progress)
+        table = measure_table(parent, job.space, workload, job.device, job.dtype, progress=job.progress)
         write_json(folder / "latency.json", table.to_json())
 
     key = digest("measure", job.parent.shape, job.device, workload, job.dtype, repr(job.space))
@@ -177,30 +193,27 @@ def rival_stage(
     return {name: DecoderArch.from_json(arch) for name, arch in read_json(folder / "rivals.json").items()}
 
 
-def heal_stage(job: Job, library: Library, name: str, arch: DecoderArch) -> BefitForCausalLM:
-    """Distil a whole child from the parent; returns it healed."""
+def heal_stage(job: Job, library: Library, name: str, arch: DecoderArch) -> tuple[BefitForCausalLM, HealResult]:
+    """Distil a whole child from the parent; returns it healed, with the course of its loss."""
     config, rows = job.config.heal, job.rows(job.config.heal.tokens)
     child = free(library.assemble(arch))
 
     def make(folder: Path) -> None:
-        result = heal(child, library.parent, rows, config, folder, progress=job.progress)
-        write_json(folder / "curve.json", {"steps": result.steps, "tokens": result.tokens, "losses": result.losses})
-        write_tensors(folder / "healed.safetensors", child.state_dict())
+        heal(child, library.parent, rows, config, folder, job.progress)
 
     key = digest("heal", job.library_key, arch.to_json(), repr(config), tensor_digest(rows))
     folder = job.run.stage(f"heal {name}", key, make)
-    weights = read_tensors(folder / "healed.safetensors")
-    child.load_state_dict({n: t.to(child.device) for n, t in weights.items()})
+    result = heal(child, library.parent, rows, config, folder)  # Done by now: this only reads.
     if name == "child":
         save(child, job.run.folder / "child", job.parent.tokenizer)
-    return child
+    return child, result
 
 
 def evaluate_stage(
     job: Job,
     library: Library,
     archs: Mapping[str, DecoderArch],
-    healed: Mapping[str, BefitForCausalLM],
+    healed: Mapping[str, tuple[BefitForCausalLM, HealResult]],
     batch: int,
 ) -> dict[str, Any]:
     """Loss, KL and measured times of parent, child and baselines, on text that chose nothing."""
@@ -208,7 +221,7 @@ def evaluate_stage(
     workload = replace(job.workload, batch=batch)
 
     def make(folder: Path) -> None:
-        models = {"parent": parent, **healed}
+        models = {"parent": parent} | {name: model for name, (model, _) in healed.items()}
         times = measure_models(models, workload, job.device, progress=job.progress)
         told: dict[str, Any] = {}
         for name in job.progress(list(models), "evaluate", len(models)):

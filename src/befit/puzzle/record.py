@@ -12,9 +12,10 @@ import torch
 import transformers
 
 from befit.arch.decoder import DecoderArch
-from befit.budget import Budget, human
+from befit.budget import Budget, human, word_of
 from befit.lm.rank import Ranking
 from befit.puzzle.choose import TIMED, Chosen, front
+from befit.puzzle.heal import HealResult
 from befit.puzzle.job import Job
 from befit.puzzle.library import Library
 from befit.puzzle.prices import Prices
@@ -39,6 +40,8 @@ class Findings(NamedTuple):
     """The child and the baselines by name."""
     results: Mapping[str, Any]
     """Quality and times of parent, child and baselines, as the last stage wrote them."""
+    healing: HealResult
+    """The course of the child's loss."""
 
 
 def record(found: Findings) -> dict[str, Any]:
@@ -67,11 +70,12 @@ def record(found: Findings) -> dict[str, Any]:
         "accuracy": _accuracy(own),
         "local": read_json(library.folder / "errors.json"),
         "funnel": _funnel(job, scores, chosen),
-        "heal": found.results["curve"],
+        "heal": _healing(found.healing),
         "stages": [vars(stage) for stage in job.run.stages],
         "notes": _notes(job, chosen, results),
     }
     write_json(job.run.folder / "table.json", own.table(scores).to_json())
+    write_json(job.run.folder / "parent_costs.json", base.arch(job.space.shape.arch))
     write_json(job.run.folder / "summary.json", summary)
     write_report(summary, job.run.folder / "report.html")
     return summary
@@ -180,6 +184,13 @@ def _accuracy(prices: Prices) -> dict[str, Any]:
     return told | {"median_error": middle, "worst_error": errors[-1] if errors else None}
 
 
+def _healing(result: HealResult) -> dict[str, Any]:
+    """The loss at up to 200 evenly spaced steps."""
+    stride = max(1, len(result.losses) // 200)
+    steps = list(range(0, len(result.losses), stride))
+    return {"tokens": result.tokens, "steps": [s + 1 for s in steps], "loss": [result.losses[s] for s in steps]}
+
+
 def _funnel(job: Job, scores: Scores, chosen: Chosen) -> list[dict[str, Any]]:
     space = job.space
     variants = sum(len(space.attention_variants(i)) + len(space.ffn_variants(i)) - 2 for i in range(space.shape.layers))
@@ -226,6 +237,18 @@ def table_rows(summary: Mapping[str, Any]) -> list[dict[str, str]]:
         row["KL before healing"] = f"{told['kl_before_heal']:.4f}" if name != "parent" else "0"
         rows.append(row)
     return rows
+
+
+def budget_lines(summary: Mapping[str, Any]) -> list[str]:
+    """One sentence for each bound: what the child takes, what it may take, counted or measured."""
+    lines = []
+    for bound, held in zip(summary["budget"]["bounds"], summary["budget"]["child"], strict=True):
+        kept = "kept" if held["headroom"] >= 0 else "BROKEN"
+        value, limit = human(bound["cost"], held["value"]), human(bound["cost"], bound["value"])
+        lines.append(
+            f"{word_of(bound['cost'])} {bound['op']} {bound['given']}: {value} of {limit}, {held['kind']}, {kept}"
+        )
+    return lines
 
 
 def _version() -> str:
