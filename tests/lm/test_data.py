@@ -30,7 +30,7 @@ def texts() -> Texts:
 
 
 def _jsonl(path: Path, entries: list[object]) -> str:
-    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    path.write_text("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries))
     return str(path)
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -73,12 +74,36 @@ def test_same_seed_same_weights(tmp_path: Path) -> None:
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
+def test_training_is_adamw_with_clipped_gradients(tmp_path: Path) -> None:
+    config = replace(tiny(tmp_path), steps=4, batch=8)
+    rows = torch.randint(0, 512, (8, 64))  # one batch is all rows, so their order does not matter
+    model, plain = build(config.model, 512), build(config.model, 512)
+    plain.load_state_dict(model.state_dict())
+    train(model, rows, config)  # type: ignore[arg-type]
+    matrices = [w for w in plain.parameters() if w.ndim == 2]
+    norms = [w for w in plain.parameters() if w.ndim == 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": config.weight_decay}, {"params": norms, "weight_decay": 0}],
+        betas=(0.9, 0.95),
+    )
+    for step in range(4):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step / 4, config)
+        optimizer.zero_grad()
+        plain(input_ids=rows, labels=rows).loss.backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+        optimizer.step()
+    for trained, expected in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(trained, expected, atol=2e-4)
+
+
 def test_every_row_is_seen_once_in_a_pass(tmp_path: Path) -> None:
     config = replace(tiny(tmp_path), batch=4)
     rows = torch.arange(12).view(12, 1)
     batches = recipe._batches(rows, config)
     first, second = ([int(i) for _ in range(3) for i in next(batches).flatten()] for _ in range(2))
     assert sorted(first) == sorted(second) == list(range(12)) and first != second
+    assert first != [int(i) for i in torch.cat([*islice(recipe._batches(rows, replace(config, seed=1)), 3)])]
 
 
 def test_control_c_saves_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,3 +153,31 @@ def test_impossible_configurations_are_refused(tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(BadData, match="PyTorch sees no GPU"):
             pretrain(replace(tiny(tmp_path), device="cuda"))
+
+
+def test_the_page_on_the_parent_has_the_recorded_numbers() -> None:
+    root = Path(__file__).parents[2]
+    page = (root / "docs" / "parent.md").read_text()
+    record = json.loads((root / "src/befit/assets/parent/training.json").read_text())
+    trained = record["trained"]
+    facts = [
+        f"{record['parameters']:,}",
+        f"{record['train_tokens']:,} tokens of {len(record['packages'])} packages",
+        f"about {trained['tokens'] / record['train_tokens']:.0f} times",
+        f"{trained['tokens']:,} tokens, {trained['steps']:,} steps, {trained['seconds']:.0f} s on one {record['device']}",
+        f"{record['held_out_loss_per_token']:.3f} nats per token, {record['held_out_loss_per_byte']:.3f} nats per byte",
+        f"over {record['held_out_tokens']:,} tokens",
+        f"the last training batches are at {sum(trained['losses'][-50:]) / 50:.2f}",
+        f"a peak rate of {record['settings']['peak_lr']}",
+        f"{record['settings']['batch']} rows a step",
+    ]
+    assert [fact for fact in facts if fact not in page] == []
+
+
+def test_the_embedded_parent_is_what_the_recipe_makes() -> None:
+    folder = Path(recipe.__file__).parents[1] / "assets" / "parent"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert AutoTokenizer.from_pretrained(folder).vocab_size == 3072
+    ours = build(ModelShape(), 3072)
+    assert {n: w.shape for n, w in model.named_parameters()} == {n: w.shape for n, w in ours.named_parameters()}
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 8 * 2**20
