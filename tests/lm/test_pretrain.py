@@ -59,7 +59,7 @@ def test_the_embedded_parent_has_the_documented_size(tmp_path: Path) -> None:
     model = build(config.model, config.corpus.vocab)
     assert model.num_parameters() == 3_837_120
     assert model.config.head_dim == 24 and model.config.tie_word_embeddings
-    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
 def test_same_seed_same_weights(tmp_path: Path) -> None:
