@@ -60,7 +60,7 @@ def flops(step: Step) -> int:
 def test_a_decode_step_on_fixed_memory_is_a_real_decode_step(family: str) -> None:
     model, work = parent(family), Workload(batch=4, prompt=15, generate=1)
     rows = tokens(4, 16)
-    layers = list(model.model.layers)
+    layers = model.model.layers
     fixed, real = FixedCache(layers, work, 0), DynamicCache()
     with torch.inference_mode():
         for cache in (fixed, real):
@@ -75,7 +75,7 @@ def test_a_decode_step_on_fixed_memory_is_a_real_decode_step(family: str) -> Non
 
 
 def test_a_window_limits_what_decode_reads() -> None:
-    layers = list(parent("mistral").model.layers)  # a window of 6
+    layers = parent("mistral").model.layers  # a window of 6
     cache = FixedCache(layers, WORK, WORK.context - 1)
     new = torch.ones(2, 2, 1, 8)
     keys, values = cache.update(new, new, 1)
@@ -94,7 +94,7 @@ def test_steps_do_the_counted_work(family: str) -> None:
     model = bench(family).model(arch)
     cost = count(space.shape, arch, WORK)
     assert sum(p.numel() for p in model.parameters()) == cost.params
-    caches = FixedCache(list(model.model.layers), WORK, 0).buffers
+    caches = FixedCache(model.model.layers, WORK, 0).buffers
     assert sum(t.numel() * 4 for pair in caches for t in pair) == cost.cache_bytes
     head = 2 * WORK.batch * own.hidden_size * own.vocab_size
     prefill, _ = model_steps(model, WORK)
@@ -107,7 +107,9 @@ def test_steps_do_the_counted_work(family: str) -> None:
     ("kind", "variant"),
     [("attention", Attention(kv_heads=1, window=3)), ("attention", Linear()), ("ffn", Ffn(width=7)), ("ffn", Linear())],
 )
-def test_a_row_runs_its_copies_and_nothing_else(kind: str, variant: Attention | Ffn | Linear) -> None:
+def test_a_row_runs_its_copies_and_nothing_else(
+    kind: str, variant: Attention | Ffn | Linear, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rig = bench(layers=3)
     row = rig.row(kind, variant)
     assert row.copies == 3
@@ -124,7 +126,15 @@ def test_a_row_runs_its_copies_and_nothing_else(kind: str, variant: Attention | 
     assert row.memory_bytes == 3 * (one.memory_bytes - nothing.memory_bytes)
     prefill, decode = row.make()
     assert flops(prefill) == 3 * (one.flops - nothing.flops)
+    update, used = FixedCache.update, set[int]()
+
+    def watch(cache: FixedCache, keys: torch.Tensor, values: torch.Tensor, layer_idx: int) -> Any:
+        used.add(layer_idx)
+        return update(cache, keys, values, layer_idx)
+
+    monkeypatch.setattr(FixedCache, "update", watch)
     out: Any = prefill()
+    assert used == ({0, 1, 2} if isinstance(variant, Attention) else set())  # each copy has its own cache
     steps: list[Any] = [decode(), decode()]
     assert out.shape == (2, 9, 32) and steps[0].shape == (2, 1, 32)
     assert steps[0].equal(steps[1])
@@ -179,11 +189,20 @@ def test_without_memory_for_all_groups_take_turns() -> None:
         labels.append(label)
         yield from items
 
-    table = measure_table(
-        config(layers=3), space, WORK, replace(CPU, memory_bytes=4), "fp32", effort=QUICK, progress=hear
-    )
-    jobs = 1 + len(table.attention) + len(table.ffn) + 5
-    assert len(labels) == jobs
+    def groups(memory_bytes: int) -> int:
+        labels.clear()
+        small = replace(CPU, memory_bytes=memory_bytes)
+        table = measure_table(config(layers=3), space, WORK, small, "fp32", effort=QUICK, progress=hear)
+        assert set(table.attention) == {"kv2", "kv1", "kv2w4", "linear"} and set(table.ffn) == {
+            "ffn48",
+            "ffn32",
+            "linear",
+        }
+        return len(labels)
+
+    assert groups(4) == 1 + 4 + 3 + 5  # base, sub-blocks and models one by one
+    assert 1 < groups(4 * 350_000) <= 3
+    assert groups(CPU.memory_bytes) == 1
 
 
 def test_children_to_measure_are_legal_and_spread() -> None:
