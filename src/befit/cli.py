@@ -157,11 +157,12 @@ def measure_verb(arguments: Sequence[str]) -> None:
 
 def parent_verb(arguments: Sequence[str]) -> None:
     """Train the embedded parent, or prepare its tokens."""
-    from befit.lm.pretrain import PretrainConfig, prepare, pretrain
+    from befit.lm.corpus import prepare
+    from befit.lm.pretrain import PretrainConfig, pretrain
 
     steps: dict[str, Callable[[PretrainConfig], Path]] = {
         "train": pretrain,
-        "tokens": lambda config: prepare(config, config.out),
+        "tokens": lambda config: prepare(config.corpus, config.out),
     }
     if not arguments or arguments[0] not in steps:
         raise BadTable(

@@ -105,13 +105,13 @@ class Run:
         """Make or re-enter a run directory.
 
         Raises `RunConflict` if it holds a run whose configuration differs in anything but `may_change`, or if it holds
-        files that are no run at all.
+        files that are no run at all. A run that has not finished a stage has nothing to lose and may be replaced.
         """
         written = folder / "config.json"
         if written.exists():
             old = read_json(written)
             differing = [k for k in sorted({*old, *config}) if k not in may_change and old.get(k) != config.get(k)]
-            if differing:
+            if differing and any(folder.glob("stages/*/done.json")):
                 shown = "; ".join(f"{k} was {old.get(k)!r}, now {config.get(k)!r}" for k in differing)
                 raise RunConflict(
                     f"{folder} holds a run with another configuration ({shown}); "

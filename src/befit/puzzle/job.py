@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from befit.lm.data import digest as tensor_digest
 from befit.lm.parent import Parent, load_parent
 from befit.progress import Progress
 from befit.puzzle.config import PuzzleConfig
-from befit.rundir import Run, digest
+from befit.rundir import Run, digest, read_tensors, write_tensors
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 REDONE = ("budget", "baselines", "solutions", "polish", "heal", "batches", "out")
@@ -33,6 +34,36 @@ def chosen_dtype(config: PuzzleConfig, device: Device) -> str:
 def workload_of(config: PuzzleConfig, dtype: str) -> Workload:
     """The workload that was asked for; formats that were not named are those computed in."""
     return Workload.parse(config.workload, base=Workload(batch=8, weights=dtype, cache=dtype))
+
+
+def text_stage(run: Run, config: PuzzleConfig, parent: Parent) -> Blocks:
+    """Text to distil on, and held-out text to score and to judge on, as token ids; tokenised once.
+
+    Raises `BadData` for text that cannot be read or is too short.
+    """
+    wanted = {
+        "length": config.sequence,
+        "train_rows": -(-max(config.rank_tokens, config.local_tokens, config.heal.tokens) // config.sequence),
+        "held_out_rows": 2 * config.score_sequences,
+        "seed": config.seed,
+    }
+
+    def make(folder: Path) -> None:
+        blocks = load_blocks(config.data, parent.tokenizer, **wanted)
+        write_tensors(folder / "text.safetensors", {"train": blocks.train, "held_out": blocks.held_out})
+
+    key = digest("text", config.data and str(Path(config.data).resolve()), _stamp(config.data), parent.digest, wanted)
+    named = read_tensors(run.stage("text", key, make) / "text.safetensors")
+    return Blocks(train=named["train"], held_out=named["held_out"])
+
+
+def _stamp(data: str | None) -> list[tuple[str, int, int]]:
+    """Names, sizes and times of the files that hold the text: changed files are another text."""
+    root = Path(data) if data else None
+    if root is None or not root.exists():
+        return []
+    files = sorted(root.rglob("*")) if root.is_dir() else [root]
+    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.is_file()]
 
 
 def space_of(config: PuzzleConfig, shape: DecoderShape, workload: Workload) -> DecoderSpace:
@@ -65,17 +96,9 @@ class Job:
         device = this_device(config.device)
         dtype = chosen_dtype(config, device)
         workload = workload_of(config, dtype)
-        parent = load_parent(config.parent, device=device.kind, dtype=DTYPES[dtype])
-        rows = {"train_rows": -(-max(config.rank_tokens, config.local_tokens, config.heal.tokens) // config.sequence)}
-        blocks = load_blocks(
-            config.data,
-            parent.tokenizer,
-            length=config.sequence,
-            held_out_rows=2 * config.score_sequences,
-            seed=config.seed,
-            **rows,
-        )
         run = Run.open(config.out, config.to_json(), may_change=REDONE)
+        parent = load_parent(config.parent, device=device.kind, dtype=DTYPES[dtype])
+        blocks = text_stage(run, config, parent)
         job = Job(
             config=config,
             run=run,
