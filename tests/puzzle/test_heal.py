@@ -86,12 +86,14 @@ def test_the_first_loss_is_kl_plus_cosine_and_the_first_step_is_adams(
 ) -> None:
     monkeypatch.setattr(precision, "_cpu_multiplies_bf16", lambda: False)
     parent, blocks = tiny.parent(layers=2), tiny.tokens(4, 16)
-    child = dropped(parent)
     config = HealConfig(
         tokens=64, batch=4, lr=1e-3, warmup=0, weight_decay=0.1, clip=1e9, kl_weight=0.7, cosine_weight=0.3
     )
     own = tiny.parent(layers=2)
-    plain = dropped(own).requires_grad_(True)
+    child, plain = dropped(parent), dropped(own)
+    for model in (child, plain):  # The child's weights need not be the parent's.
+        adopt(model, {name: 0.9 * weight for name, weight in model.state_dict().items()})
+    plain.requires_grad_(True)
     found, true = (
         model(blocks, output_hidden_states=True, use_cache=False) for model in (plain, tiny.original(layers=2))
     )
