@@ -305,9 +305,10 @@ def _run(jobs: Mapping[str, Timed], device: Device, effort: Effort, progress: Pr
         used += job.memory_bytes
     times: dict[str, Latency] = {}
     for group in groups:
-        steps = {name: jobs[name].make() for name in group}
         seconds = effort.seconds * len(group) / len(jobs)
+        steps = {name: jobs[name].make() for name in group}
         found = _times(steps, device, repeats=effort.repeats, seconds=seconds, progress=progress)
+        steps.clear()  # before the next group is built
         times |= {name: _each(time, jobs[name].copies) for name, time in found.items()}
     return times
 
