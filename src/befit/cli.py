@@ -90,12 +90,11 @@ def resume_verb(arguments: Sequence[str]) -> None:
             run: The run directory.
         """
         from befit.puzzle.config import PuzzleConfig
-        from befit.rundir import read_json
+        from befit.rundir import read_config
 
-        if not (run / "config.json").is_file():
-            raise RunConflict(f"{run} is no run directory (it has no config.json); give the --out of an earlier run")
+        config = PuzzleConfig.from_json(read_config(run))
         _quiet()
-        _run(replace(PuzzleConfig.from_json(read_json(run / "config.json")), out=run))
+        _run(replace(config, out=run))
 
     tyro.cli(resume, args=arguments, prog="befit resume")
 
@@ -198,7 +197,8 @@ def _absolute(run: Path, budget: str) -> str:
         raise RunConflict(f"{run} has no table.json; finish the run first: befit resume {run}")
     parent = read_json(run / "parent_costs.json")
     bounds = Budget.parse(budget).resolve(parent).bounds
-    return ", ".join(f"{bound.cost}{bound.op}{bound.value!r}" for bound in bounds)
+    # A child must keep attention somewhere; the table counts where.
+    return ", ".join([*(f"{bound.cost}{bound.op}{bound.value!r}" for bound in bounds), "attention_layers>=1"])
 
 
 def _show_rows(rows: Sequence[dict[str, str]], title: str) -> None:

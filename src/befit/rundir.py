@@ -66,10 +66,16 @@ def read_json(path: Path) -> Any:
 
 def write_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
     """Write a safetensors file whole or not at all."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with replacing(path) as temporary:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary)
+        try:
+            save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary)
+        except SafetensorError as error:  # It reports a full disk as an error of its own.
+            if f"os error {errno.ENOSPC}" in str(error):
+                raise OSError(errno.ENOSPC, str(error)) from error
+            raise
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
@@ -77,6 +83,21 @@ def read_tensors(path: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     return load_file(path)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration of a run. Raises `RunConflict` if the folder holds none that can be read."""
+    try:
+        found = read_json(folder / "config.json")
+    except OSError as error:
+        raise RunConflict(
+            f"{folder} is no run directory (it has no config.json that can be read); give the --out of an earlier run"
+        ) from error
+    except ValueError as error:
+        raise RunConflict(f"{folder}/config.json is damaged ({error}); give another --out") from error
+    if not isinstance(found, dict):
+        raise RunConflict(f"{folder}/config.json holds no run's configuration; give another --out")
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +129,10 @@ class Run:
         files that are no run at all. A run that has not finished a stage has nothing to lose and may be replaced.
         """
         written = folder / "config.json"
+        if folder.exists() and not folder.is_dir():
+            raise RunConflict(f"{folder} is a file, a run needs a directory; give another --out")
         if written.exists():
-            old = read_json(written)
+            old = read_config(folder)
             differing = [k for k in sorted({*old, *config}) if k not in may_change and old.get(k) != config.get(k)]
             if differing and any(folder.glob("stages/*/done.json")):
                 shown = "; ".join(f"{k} was {old.get(k)!r}, now {config.get(k)!r}" for k in differing)

@@ -11,7 +11,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from befit.errors import RunConflict
+from befit.errors import BadData, RunConflict
+from befit.lm.timing import Effort
 from befit.puzzle.heal import HealConfig
 from befit.puzzle.local import LocalConfig
 from befit.puzzle.polish import PolishConfig
@@ -56,6 +57,8 @@ class PuzzleConfig:
     """Held-out sequences to score on; as many more are kept for the final evaluation."""
     score: ScoreConfig = field(default_factory=ScoreConfig)
     """Scoring of variants."""
+    measure: Effort = field(default_factory=Effort)
+    """How much to measure for the table of times."""
     task: str | None = None
     """Score by a function of your own instead: MODULE:FUNCTION, called with a model, lower is better."""
     batches: tuple[int, ...] = ()
@@ -70,6 +73,16 @@ class PuzzleConfig:
     """Also build, heal and measure uniform, depth-dropping, greedy and random children at the same budget."""
     seed: int = 0
     """Of everything random."""
+
+    def __post_init__(self) -> None:
+        least = {"sequence": 2, "score_sequences": 1, "solutions": 1, "rank_tokens": 1, "local_tokens": 1}
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                raise BadData(f"{name} must be at least {smallest}, got {getattr(self, name)}")
+        if self.window is not None and self.window < 1:
+            raise BadData(f"window must be at least 1 token, got {self.window}")
+        if any(batch < 1 for batch in self.batches):
+            raise BadData(f"batches must be at least 1 each, got {', '.join(map(str, self.batches))}")
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for config.json."""

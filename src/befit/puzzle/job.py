@@ -98,6 +98,7 @@ class Job:
         workload = workload_of(config, dtype)
         run = Run.open(config.out, config.to_json(), may_change=REDONE)
         parent = load_parent(config.parent, device=device.kind, dtype=DTYPES[dtype])
+        space_of(config, parent.shape, workload)  # Refuses unknown variants before any work.
         blocks = text_stage(run, config, parent)
         job = Job(
             config=config,

@@ -21,7 +21,7 @@ from befit.lm.modeling_befit import BefitForCausalLM
 from befit.lm.quality import Quality, evaluate
 from befit.lm.rank import Ranking, rank
 from befit.lm.sort import sort
-from befit.lm.timing import measure_models, measure_table
+from befit.lm.timing import measure_models, measure_table, table_key
 from befit.progress import Progress, silent
 from befit.puzzle import baselines
 from befit.puzzle.choose import TIMED, Chooser, Chosen, affordable
@@ -123,10 +123,12 @@ def price_stage(job: Job, parent: Any, batch: int) -> Prices:
     workload = replace(job.workload, batch=batch)
 
     def make(folder: Path) -> None:
-        table = measure_table(parent, job.space, workload, job.device, job.dtype, progress=job.progress)
+        table = measure_table(
+            parent, job.space, workload, job.device, job.dtype, effort=job.config.measure, progress=job.progress
+        )
         write_json(folder / "latency.json", table.to_json())
 
-    key = digest("measure", job.parent.shape, job.device, workload, job.dtype, repr(job.space))
+    key = digest("measure", table_key(job.space, workload, job.device, job.dtype, job.config.measure))
     folder = job.run.stage("measure" if batch == job.workload.batch else f"measure batch {batch}", key, make)
     return Prices(
         space=job.space, workload=workload, latency=LatencyTable.from_json(read_json(folder / "latency.json"))
@@ -142,9 +144,9 @@ def choose_stage(job: Job, library: Library, scores: Scores, prices: Mapping[int
         # Side by side, so that a drifting clock touches both; relative bounds mean the parent at the workload's own batch.
         base, own = job.workload, prices[batch].workload
         models = {"parent": library.parent, "child": library.assemble(arch)}
-        times = measure_models(models, own, job.device, progress=job.progress)
+        times = _times(job, models, own)
         if own != base:
-            times |= measure_models({"parent": library.parent}, base, job.device, progress=job.progress)
+            times |= _times(job, {"parent": library.parent}, base)
         parent_costs = prices[base.batch].arch(job.space.shape.arch)
         return with_measured(parent_costs, times["parent"], base), with_measured(
             prices[batch].arch(arch), times["child"], own
@@ -196,13 +198,13 @@ def rival_stage(
 def heal_stage(job: Job, library: Library, name: str, arch: DecoderArch) -> tuple[BefitForCausalLM, HealResult]:
     """Distil a whole child from the parent; returns it healed, with the course of its loss."""
     config, rows = job.config.heal, job.rows(job.config.heal.tokens)
-    child = free(library.assemble(arch))
 
     def make(folder: Path) -> None:
-        heal(child, library.parent, rows, config, folder, job.progress)
+        heal(free(library.assemble(arch)), library.parent, rows, config, folder, job.progress)
 
     key = digest("heal", job.library_key, arch.to_json(), repr(config), tensor_digest(rows))
     folder = job.run.stage(f"heal {name}", key, make)
+    child = free(library.assemble(arch))
     result = heal(child, library.parent, rows, config, folder)  # Done by now: this only reads.
     if name == "child":
         save(child, job.run.folder / "child", job.parent.tokenizer)
@@ -222,7 +224,7 @@ def evaluate_stage(
 
     def make(folder: Path) -> None:
         models = {"parent": parent} | {name: model for name, (model, _) in healed.items()}
-        times = measure_models(models, workload, job.device, progress=job.progress)
+        times = _times(job, models, workload)
         told: dict[str, Any] = {}
         for name in job.progress(list(models), "evaluate", len(models)):
             quality = evaluate(models[name], rows, parent)
@@ -230,13 +232,12 @@ def evaluate_stage(
             told[name] = _told(quality, before, times[name])
         at_base = times
         if workload != job.workload:
-            at_base = measure_models({"parent": parent}, job.workload, job.device, progress=job.progress)
+            at_base = _times(job, {"parent": parent}, job.workload)
         base = _told_time(at_base["parent"])
         write_json(folder / "results.json", {"models": told, "parent_at_base": base})
 
-    key = digest(
-        "evaluate", job.library_key, {n: a.to_json() for n, a in archs.items()}, repr(job.config.heal), workload
-    )
+    made = {name: arch.to_json() for name, arch in archs.items()}, repr(job.config.heal)
+    key = digest("evaluate", job.library_key, made, workload, job.device, tensor_digest(rows))
     return read_json(job.run.stage("evaluate", key, make) / "results.json")
 
 
@@ -258,6 +259,12 @@ def load_task(name: str) -> Any:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise BadData(f"task {name!r} cannot be imported ({error}); give MODULE:FUNCTION on the Python path") from error
+
+
+def _times(job: Job, models: Mapping[str, BefitForCausalLM], workload: Workload) -> dict[str, Latency]:
+    effort = job.config.measure
+    repeats, seconds = effort.repeats, effort.seconds / 2
+    return measure_models(models, workload, job.device, repeats=repeats, seconds=seconds, progress=job.progress)
 
 
 def _told(quality: Quality, before: Quality, time: Latency) -> dict[str, float]:

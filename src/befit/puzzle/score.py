@@ -44,15 +44,17 @@ class ScoreConfig:
     joint: str = "pairs"
     """none: add the two scores of a layer; pairs: correct the sum by a few measured pairs; all: measure every pair."""
     pairs: int = 6
-    """Pairs measured a layer for `joint="pairs"`."""
+    """Pairs measured a layer for `joint="pairs"`; 0 measures none."""
     batch: int = 8
     """Sequences in one batch."""
 
     def __post_init__(self) -> None:
         if self.joint not in JOINT:
             raise BadData(f"joint must be one of {', '.join(JOINT)}, got {self.joint!r}")
+        if self.pairs < 0 or self.batch < 1:
+            raise BadData(f"score: pairs must be 0 or more and batch at least 1, got {self.pairs} and {self.batch}")
         if self.metric not in METRICS:
-            raise BadData(f"unknown score {self.metric!r}; expected {', '.join(METRICS)} or task:MODULE:FUNCTION")
+            raise BadData(f"unknown score {self.metric!r}; expected one of {', '.join(METRICS)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +200,7 @@ def _plan(space: DecoderSpace, layer: int, config: ScoreConfig) -> list[Block]:
     ffn = [f for f in space.ffn_variants(layer) if f != own.ffn]
     plan = [Block(attention=a, ffn=own.ffn) for a in attention] + [Block(attention=own.attention, ffn=f) for f in ffn]
     pairs = [Block(attention=a, ffn=f) for a in attention for f in ffn]
-    if config.joint == "pairs" and len(pairs) > config.pairs > 0:
+    if config.joint == "pairs" and len(pairs) > config.pairs:
         # Evenly spaced along the diagonal: mild with mild up to nothing with nothing.
         places = [(k + 1) / config.pairs for k in range(config.pairs)]
         corners = [(math.ceil(p * len(attention)) - 1, math.ceil(p * len(ffn)) - 1) for p in places]
