@@ -1,7 +1,8 @@
 """The machine: its named facts, and how long a step takes on it.
 
-Times are told by many calls (median, fastest and slowest tenth), run as production would: on a GPU the step is captured in a CUDA graph and its
-replays are timed with events, so that Python and kernel launches cost nothing; on a CPU the clock is read around each call.
+Each time is told by many calls (median, fastest and slowest tenth), run as in production: on a GPU the step is captured
+in a CUDA graph and its replays are timed with events, so that Python and kernel launches cost nothing; on a CPU the clock
+is read around each call.
 Several steps are timed in turns, a few calls each round after round, so that another process on the machine slows all of
 them alike and their ratios hold.
 """
