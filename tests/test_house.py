@@ -51,6 +51,10 @@ VAGUE_NAMES = {"util", "utils", "misc", "common", "helper", "helpers", "manager"
 TESTED_IN = {
     "__main__.py": "test_cli.py",
     "cost/workload.py": "test_budget.py",
+    "lm/llama.py": "lm/test_families.py",
+    "lm/mistral.py": "lm/test_families.py",
+    "lm/qwen2.py": "lm/test_families.py",
+    "lm/qwen3.py": "lm/test_families.py",
 }
 """Modules of src/befit that have no test file of their own name, and the file under tests/ that tests them."""
 

@@ -10,7 +10,7 @@ a single linear map, or nothing at all; windows follow gpt-oss-puzzle (arXiv 260
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from befit.errors import IllegalArch
 
@@ -102,9 +102,10 @@ class DecoderArch:
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> "DecoderArch":
         """Read what `to_json` wrote. Raises `IllegalArch` for an unknown or missing key or a wrong type."""
-        blocks = _only_keys(data, ("blocks",), "architecture")["blocks"]
-        if not isinstance(blocks, list):
-            raise IllegalArch(f"architecture: 'blocks' must be a list, got {type(blocks).__name__}")
+        given = _only_keys(data, ("blocks",), "architecture")["blocks"]
+        if not isinstance(given, list):
+            raise IllegalArch(f"architecture: 'blocks' must be a list, got {type(given).__name__}")
+        blocks = cast("list[Any]", given)
         return DecoderArch(blocks=tuple(_block(entry, i) for i, entry in enumerate(blocks)))
 
 
@@ -182,8 +183,8 @@ def _block(data: Any, index: int) -> Block:
 def _only_keys(data: Any, keys: tuple[str, ...], where: str) -> dict[str, Any]:
     if not isinstance(data, Mapping):
         raise IllegalArch(f"{where}: expected an object with the keys {', '.join(keys)}, got {data!r}")
-    given: dict[str, Any] = dict(data)
+    given = cast("Mapping[str, Any]", data)
     unknown, missing = sorted(set(given) - set(keys)), [k for k in keys if k not in given]
     if unknown or missing:
         raise IllegalArch(f"{where}: unknown keys {unknown}, missing keys {missing}; expected exactly {list(keys)}")
-    return given
+    return dict(given)

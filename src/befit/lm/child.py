@@ -33,6 +33,9 @@ def config_for(parent: Any, arch: DecoderArch) -> Any:
     for name in ("sliding_window", "linear"):
         if getattr(config, name, None) is None:
             setattr(config, name, [] if name == "linear" else None)
+    if any(windows) and not hasattr(type(parent), "sliding_window"):
+        # The family's own class would ignore windows in silence; no layer has 0 KV heads, so now it must read per layer.
+        config.num_key_value_heads = 0
     config.per_layer_config = {i: _overrides(block) for i, block in enumerate(arch.blocks)}
     config.architectures = ["BefitForCausalLM"]
     return config
@@ -59,7 +62,10 @@ def build(config: Any, *, device: str | torch.device = "meta", dtype: torch.dtyp
     config._attn_implementation = "sdpa"
     with torch.device(device):
         model = BefitForCausalLM(config)
-    return model.to(dtype or torch.float32).eval()
+    for parameter in model.parameters():
+        # Not `model.to`: it would round the rotary frequencies too.
+        parameter.data = parameter.data.to(dtype or torch.float32)
+    return model.eval()
 
 
 def half(config: Any, index: int, variant: Attention | Ffn | Linear | NoOp, kind: str) -> BefitLayer:

@@ -107,9 +107,10 @@ class BefitLayer(GradientCheckpointingLayer):
             if "attention" in linear:
                 self.self_attn = LinearAttention(hidden)
             else:
-                self.self_attn = parts.attention(own, index)
+                attention: Any = parts.attention(own, index)
                 # The family numbers caches by layer; here only real attention has one, counted without gaps.
-                self.self_attn.layer_idx = cache_index
+                attention.layer_idx = cache_index
+                self.self_attn = attention
         if "mlp" not in skip:
             self.post_attention_layernorm = parts.norm(hidden, eps=eps)
             self.mlp = LinearMlp(hidden) if "mlp" in linear else parts.mlp(own)
@@ -146,7 +147,7 @@ class BefitModel(nn.Module):
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         numbers = cache_numbers(config)
-        self.layers = nn.ModuleList(BefitLayer(config, i, numbers[i]) for i in range(config.num_hidden_layers))
+        self.layers: Any = nn.ModuleList(BefitLayer(config, i, numbers[i]) for i in range(config.num_hidden_layers))
         self.norm = parts.norm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = parts.rotary(config)
 
@@ -164,12 +165,15 @@ class BefitModel(nn.Module):
         `windows` asks for the masks of windows that no layer of this model has, for trying other layers in it.
         """
         count = x.shape[1]
+        if attention_mask is not None and attention_mask.ndim != 2:
+            raise ValueError(f"attention_mask must have the shape (B, K), got {tuple(attention_mask.shape)}")
         if position_ids is None:
             past = 0 if cache is None else cache.get_seq_length()
             position_ids = (torch.arange(count, device=x.device) + past).unsqueeze(0)
         context = Context(rope=self.rotary_emb(x, position_ids=position_ids), cache=cache)
-        eager = self.config._attn_implementation == "eager"
-        wanted = {layer.window: layer.self_attn.layer_idx for layer in self.layers if has_cache(layer)}
+        attentions = {layer.window: layer.self_attn for layer in self.layers if has_cache(layer)}
+        eager = any(attention.config._attn_implementation == "eager" for attention in attentions.values())
+        wanted = {window: attention.layer_idx for window, attention in attentions.items()}
         for window, number in ({w: 0 for w in windows} | wanted).items():
             mask = _mask(window, count, number, cache, attention_mask, x.device, eager)
             context.masks[window] = mask if mask is None or not eager else _additive(mask, x.dtype)
@@ -196,7 +200,7 @@ class BefitForCausalLM(PreTrainedModel, GenerationMixin):
     def get_input_embeddings(self) -> nn.Module:
         return self.model.embed_tokens
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: Any) -> None:
         self.model.embed_tokens = value
 
     def get_output_embeddings(self) -> nn.Module:
@@ -217,7 +221,8 @@ class BefitForCausalLM(PreTrainedModel, GenerationMixin):
         if plain and model_kwargs.get("past_key_values") is None:
             model_kwargs["past_key_values"] = DynamicCache()
             return None
-        return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
+        family_way: Any = super()
+        return family_way._prepare_cache_for_generation(generation_config, model_kwargs, *args)
 
     def forward(
         self,
@@ -241,6 +246,8 @@ class BefitForCausalLM(PreTrainedModel, GenerationMixin):
         x = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
+        if self.training and any(layer.gradient_checkpointing for layer in self.model.layers):
+            use_cache = False  # Layers run a second time in the backward pass and would enter their keys twice.
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
         if past_key_values is not None:
@@ -288,17 +295,19 @@ def fit_cache(cache: Cache, model: BefitModel) -> None:
     `generate` builds caches from the configuration with one entry a layer; entries of layers without attention would
     stay empty, and the first of them would report a length of zero for all.
     """
-    if any(entry.is_initialized and entry.keys is not None for entry in cache.layers):
+    entries: list[Any] = cache.layers
+    if any(entry.is_initialized and entry.keys is not None for entry in entries):
         return
     windows = [layer.window for layer in model.layers if has_cache(layer)]
     if isinstance(cache, StaticCache):
-        length = max(entry.max_cache_len for entry in cache.layers)
-        cache.layers = [
+        length = max(entry.max_cache_len for entry in entries)
+        entries = [
             StaticSlidingWindowLayer(max_cache_len=length, sliding_window=w) if w else StaticLayer(max_cache_len=length)
             for w in windows
         ]
     elif isinstance(cache, DynamicCache):
-        cache.layers = [DynamicSlidingWindowLayer(sliding_window=w) if w else DynamicLayer() for w in windows]
+        entries = [DynamicSlidingWindowLayer(sliding_window=w) if w else DynamicLayer() for w in windows]
+    cache.layers = entries
 
 
 def _mask(
@@ -316,7 +325,7 @@ def _mask(
         past = cache.get_seq_length()
         length, offset = cache.get_mask_sizes(count, number)
     padded = padding is not None and not bool(padding.all())
-    static = cache is not None and not isinstance(past, int)
+    static = cache is not None and not isinstance(cache, DynamicCache)  # then keys may be places not yet filled
     fresh = not static and length == count and (window is None or count <= window)
     single = not static and count == 1
     if not eager and not padded and (fresh or single):

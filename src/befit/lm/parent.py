@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from befit.arch.decoder import DecoderShape
@@ -76,10 +77,8 @@ def load_parent(source: str | None, *, device: str, dtype: torch.dtype) -> Paren
     folder = find(source)
     config = read_config(folder)
     family = family_of(config)
-    if not any(folder.glob("*.safetensors")):
-        raise UnsupportedModel(f"{folder} has no .safetensors weights; save them with save_pretrained")
     tokenizer = _tokenizer(folder)
-    original = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa").to(device)
+    original = _weights(folder, dtype).to(device)
     return Parent(
         name=source or "befit's embedded parent",
         model=from_parent(original),
@@ -88,6 +87,23 @@ def load_parent(source: str | None, *, device: str, dtype: torch.dtype) -> Paren
         family=family,
         digest=_digest(folder),
     )
+
+
+def _weights(folder: Path, dtype: torch.dtype) -> Any:
+    """The family's own model; transformers would fill tensors that a checkpoint lacks with random numbers."""
+    if not any(folder.glob("*.safetensors")):
+        raise UnsupportedModel(f"{folder} has no .safetensors weights; save them with save_pretrained")
+    loader: Any = AutoModelForCausalLM
+    try:
+        model, found = loader.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa", output_loading_info=True)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise UnsupportedModel(f"the weights in {folder} cannot be read ({error}); fetch or save them again") from error
+    if found["missing_keys"]:
+        missing = sorted(found["missing_keys"])
+        raise UnsupportedModel(
+            f"the weights in {folder} lack {len(missing)} tensors, {missing[0]} among them; fetch or save them again"
+        )
+    return model
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:

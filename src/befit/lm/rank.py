@@ -92,7 +92,7 @@ def rank(
             seen += ids.numel()
     scaled = []
     for layer, total in zip(layers, neurons, strict=True):
-        columns = layer.get_submodule(family.down).weight.float().norm(dim=0).cpu()
+        columns = layer.get_parameter(f"{family.down}.weight").float().norm(dim=0).cpu()
         scaled.append(total / seen * columns)
     return Ranking(
         neurons=tuple(scaled), heads=tuple(h / seen for h in heads), influence=tuple(s / seen for s in influence)

@@ -1,0 +1,465 @@
+"""What must hold for every family of parents. A family joins by one line in `FAMILIES`; `tests/lm/test_families.py` runs all laws.
+
+The truth is always the family's own transformers class: as it is, or with weights edited so that it computes what a variant
+should (a dropped neuron's column set to zero, pooled heads in a model that has fewer).
+
+Shapes: B batch, T tokens, V vocabulary, H query heads, G KV heads, d head_dim.
+"""
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModelForCausalLM, StaticCache
+
+from befit.arch.decoder import (
+    Attention,
+    AttentionVariant,
+    Block,
+    DecoderArch,
+    DecoderShape,
+    Ffn,
+    FfnVariant,
+    Linear,
+    NoOp,
+)
+from befit.cost.count import count
+from befit.cost.workload import Workload
+from befit.lm.child import adopt, arch_of, build, config_for, from_parent
+from befit.lm.family import Family, family_of
+from befit.lm.modeling_befit import BefitForCausalLM
+from befit.lm.rank import rank
+from befit.lm.slice import initial
+from befit.lm.sort import sort
+
+SOME_WINDOWS = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 2}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+FAMILIES: dict[str, tuple[dict[str, Any], ...]] = {
+    "llama": (
+        {"tie_word_embeddings": True},
+        {"head_dim": 12, "attention_bias": True, "mlp_bias": True, "num_key_value_heads": 4},
+        {"rope_parameters": LLAMA3_ROPE},
+    ),
+    "mistral": ({"head_dim": 12, "sliding_window": 6}, {"sliding_window": None, "tie_word_embeddings": True}),
+    "qwen2": (SOME_WINDOWS, {"tie_word_embeddings": True, "num_key_value_heads": 4}),
+    "qwen3": ({"head_dim": 12, "attention_bias": True} | SOME_WINDOWS, {"tie_word_embeddings": True}),
+}
+"""transformers' model_type, and what its tiny configurations change in `COMMON`: every feature that the family has."""
+
+COMMON = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 64,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+    "pad_token_id": 0,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One tiny parent."""
+
+    name: str
+    model_type: str
+    changes: dict[str, Any]
+
+    def config(self, **more: Any) -> Any:
+        return AutoConfig.for_model(self.model_type, **(COMMON | self.changes | more))
+
+    def original(self, **more: Any) -> Any:
+        """The family's own model with random weights; norms differ from one, biases from zero."""
+        model = AutoModelForCausalLM.from_config(self.config(**more)).eval()
+        tiny.randomise(model)
+        return model
+
+    @property
+    def family(self) -> Family:
+        return family_of(self.config())
+
+    @property
+    def shape(self) -> DecoderShape:
+        return self.family.describe(self.config())
+
+    def own(self, layer: int) -> Attention:
+        """The parent's own attention in a layer."""
+        attention = self.shape.arch.blocks[layer].attention
+        assert isinstance(attention, Attention)
+        return attention
+
+    def mixed(self) -> DecoderArch:
+        """Every variant at once, with no attention in the first layer, where caches are often asked for their length."""
+        narrow = Attention(kv_heads=1, window=5)
+        return DecoderArch(
+            blocks=(
+                Block(attention=NoOp(), ffn=Ffn(width=32)),
+                Block(attention=self.own(1), ffn=NoOp()),
+                Block(attention=narrow, ffn=Linear()),
+                Block(attention=Linear(), ffn=Ffn(width=64)),
+            )
+        )
+
+    def windowed(self) -> DecoderArch:
+        """Windows of different sizes beside the parent's own attention, the first layer windowed, one layer empty."""
+        full = Ffn(width=64)
+        return DecoderArch(
+            blocks=(
+                Block(attention=Attention(kv_heads=1, window=3), ffn=full),
+                Block(attention=self.own(1), ffn=full),
+                Block(attention=NoOp(), ffn=NoOp()),
+                Block(attention=Attention(kv_heads=2, window=5), ffn=Ffn(width=32)),
+            )
+        )
+
+    def child(self, arch: DecoderArch) -> BefitForCausalLM:
+        """A child with random weights."""
+        model = build(config_for(self.config(), arch), device="cpu")
+        tiny.randomise(model)
+        return model
+
+    def cut(self, original: Any, arch: DecoderArch) -> BefitForCausalLM:
+        """The child that has the training-free weights cut from a parent."""
+        row = from_parent(original)
+        named = {name: t for name, t in row.state_dict().items() if ".layers." not in name}
+        for i, block in enumerate(arch.blocks):
+            layer = dict(row.model.layers[i].state_dict())
+            for kind, variant in (("attention", block.attention), ("ffn", block.ffn)):
+                for name, tensor in initial(layer, variant, kind, self.shape, self.family).items():
+                    named[f"model.layers.{i}.{name}"] = tensor
+        model = build(config_for(row.config, arch))
+        adopt(model, named)
+        return model
+
+    def everywhere(self, attention: AttentionVariant | None = None, ffn: FfnVariant | None = None) -> DecoderArch:
+        """The parent's architecture with one sub-block, or both, changed in every layer."""
+        blocks = (Block(attention=attention or b.attention, ffn=ffn or b.ffn) for b in self.shape.arch.blocks)
+        return DecoderArch(blocks=tuple(blocks))
+
+
+CASES = [
+    Case(name=f"{model_type}-{i}", model_type=model_type, changes=changes)
+    for model_type, alternatives in FAMILIES.items()
+    for i, changes in enumerate(alternatives)
+]
+
+IDS = tiny.tokens(2, 17).clamp(min=3)
+"""Tokens to try models on; none is the padding token, which `generate` would take for padding."""
+
+
+@torch.no_grad()
+def logits(model: Any, ids: Tensor = IDS, **more: Any) -> Tensor:
+    return model(input_ids=ids, **more).logits
+
+
+def close(a: Tensor, b: Tensor, atol: float = 1e-5) -> None:
+    torch.testing.assert_close(a, b, rtol=0, atol=atol)
+
+
+def parts(original: Any) -> Iterator[tuple[Any, Any]]:
+    """Attention and FFN of every layer of a family's own model."""
+    for layer in original.model.layers:
+        yield layer.self_attn, layer.mlp
+
+
+def erase(*tensors: Tensor | None) -> None:
+    for tensor in tensors:
+        if tensor is not None:
+            nn.init.zeros_(tensor)
+
+
+# ------------------------------------------------------------------------------------------------------- the parent
+
+
+def row_of_blocks_is_the_parent(case: Case) -> None:
+    original = case.original()
+    row = from_parent(original)
+    for ids in (IDS, IDS[:, :1], tiny.tokens(1, 40)):
+        close(logits(row, ids), logits(original, ids), atol=1e-6)
+    padding = torch.ones_like(IDS)
+    padding[0, :4] = 0
+    theirs = logits(original, attention_mask=padding)
+    close(logits(row, attention_mask=padding)[padding.bool()], theirs[padding.bool()], atol=1e-6)
+    assert arch_of(row.config) == arch_of(original.config) == case.shape.arch
+    mine = {name: tensor.data_ptr() for name, tensor in row.state_dict().items()}
+    assert mine == {name: tensor.data_ptr() for name, tensor in original.state_dict().items()}
+
+
+def sorting_keeps_the_function(case: Case) -> None:
+    row, tokens = from_parent(case.original()), tiny.tokens(4, 16, seed=1)
+    before = logits(row)
+    sort(row, case.shape, case.family, rank(row, case.shape, case.family, tokens))
+    close(logits(row), before, atol=1e-4)
+    again = rank(row, case.shape, case.family, tokens)
+    for neurons, heads in zip(again.neurons, again.heads, strict=True):
+        by_group = heads.view(case.own(0).kv_heads, -1)
+        for scores in (neurons, by_group.sum(1), *by_group):
+            assert (scores.diff() <= 1e-5).all()
+
+
+# ------------------------------------------------------------------------------------------------- first weights
+
+
+def narrow_ffn_is_the_parent_without_the_last_neurons(case: Case) -> None:
+    child = case.cut(case.original(), case.everywhere(ffn=Ffn(width=32)))
+    truth = case.original()
+    for _, mlp in parts(truth):
+        erase(mlp.down_proj.weight[:, 32:])
+    close(logits(child), logits(truth))
+
+
+def fewer_kv_heads_are_means_of_neighbours(case: Case) -> None:
+    original, shape = case.original(), case.shape
+    child = case.cut(
+        original,
+        DecoderArch(
+            blocks=tuple(
+                Block(attention=Attention(kv_heads=1, window=case.own(i).window), ffn=b.ffn)
+                for i, b in enumerate(shape.arch.blocks)
+            )
+        ),
+    )
+    truth = case.original(num_key_value_heads=1)
+    named = original.state_dict()
+    for name, tensor in truth.state_dict().items():
+        theirs = named[name]
+        if "k_proj" in name or "v_proj" in name:
+            theirs = sum(theirs.split(shape.head_dim)) / case.own(0).kv_heads
+        tensor.copy_(theirs)
+    close(logits(child), logits(truth))
+
+
+def narrow_window_is_a_mask(case: Case) -> None:
+    original = case.original()
+    child = case.cut(original, case.everywhere(attention=Attention(kv_heads=case.own(0).kv_heads, window=3)))
+    t = torch.arange(IDS.shape[1])
+    seen = (t[None] <= t[:, None]) & (t[None] > t[:, None] - 3)
+    close(logits(child), logits(original, attention_mask=seen.expand(2, 1, -1, -1)))
+
+
+def absent_sub_blocks_add_nothing(case: Case) -> None:
+    original = case.original()
+    child = case.cut(
+        original,
+        DecoderArch(
+            blocks=(
+                Block(attention=NoOp(), ffn=Ffn(width=64)),
+                Block(attention=case.own(1), ffn=NoOp()),
+                Block(attention=NoOp(), ffn=NoOp()),
+                case.shape.arch.blocks[3],
+            )
+        ),
+    )
+    for i, (attention, mlp) in enumerate(parts(original)):
+        if i in (0, 2):
+            erase(attention.o_proj.weight, attention.o_proj.bias)
+        if i in (1, 2):
+            erase(mlp.down_proj.weight, mlp.down_proj.bias)
+    close(logits(child), logits(original))
+
+
+def linear_attention_is_exact_for_one_token(case: Case) -> None:
+    """A token that sees only itself gets W_O W_V of itself, whatever queries and keys are; biases have no place in it."""
+    original = case.original()
+    for attention, _ in parts(original):
+        erase(attention.v_proj.bias, attention.o_proj.bias)
+    child = case.cut(original, case.everywhere(attention=Linear()))
+    one = torch.arange(3, 30)[:, None]
+    close(logits(child, one), logits(original, one), atol=5e-5)
+
+
+def linear_ffn_is_the_parent_with_open_gates(case: Case) -> None:
+    original = case.original()
+    for _, mlp in parts(original):
+        erase(mlp.up_proj.bias, mlp.down_proj.bias)
+    child = case.cut(original, case.everywhere(ffn=Linear()))
+    for _, mlp in parts(original):
+        mlp.act_fn = OpenGate()
+    close(logits(child), logits(original), atol=5e-5)
+
+
+class OpenGate(nn.Module):
+    """In place of the activation: every gate lets everything through."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ones_like(x)
+
+
+# ----------------------------------------------------------------------------------------- children at work
+
+
+def cache_changes_nothing(case: Case) -> None:
+    for arch in (case.mixed(), case.windowed()):
+        child = case.child(arch)
+        full = logits(child)
+        close(logits(child, use_cache=False), full)
+        for steps in ([1] * 17, [7, 1, 1, 8], [2, 15], [16, 1]):
+            cache, got = None, []
+            for ids in IDS.split(steps, dim=1):
+                with torch.no_grad():
+                    out = child(ids, past_key_values=cache, use_cache=True)
+                cache = out.past_key_values
+                got.append(out.logits)
+            close(torch.cat(got, 1), full)
+            assert cache is not None and len(cache.layers) == sum(
+                isinstance(b.attention, Attention) for b in arch.blocks
+            )
+
+
+def generation_agrees_with_itself(case: Case) -> None:
+    for arch in (case.mixed(), case.windowed()):
+        child = case.child(arch)
+        options: dict[str, Any] = {"max_new_tokens": 9, "do_sample": False}
+        truth = IDS
+        for _ in range(9):
+            truth = torch.cat([truth, logits(child, truth, use_cache=False)[:, -1:].argmax(-1)], 1)
+        padded = torch.cat([torch.zeros(2, 3, dtype=torch.long), IDS], 1)
+        mask = torch.ones_like(padded)
+        mask[:, :3] = 0
+        assert torch.equal(child.generate(IDS, **options), truth)
+        assert torch.equal(child.generate(IDS, use_cache=False, **options), truth)
+        assert torch.equal(child.generate(padded, attention_mask=mask, **options)[:, 3:], truth)
+        static = {"cache_implementation": "static", "disable_compile": True}
+        assert torch.equal(child.generate(IDS, **static, **options), truth)
+        assert torch.equal(child.generate(padded, attention_mask=mask, **static, **options)[:, 3:], truth)
+        beams = child.generate(IDS, num_beams=3, use_cache=False, **options)
+        assert torch.equal(child.generate(IDS, num_beams=3, **options), beams)
+
+
+def padding_changes_nothing(case: Case) -> None:
+    """Rows of different lengths in one batch, padded on the left or on the right, give what each gives alone."""
+    child = case.child(case.mixed())
+    for left in (True, False):
+        mask = torch.ones_like(IDS)
+        mask[1, slice(0, 5) if left else slice(-5, None)] = 0
+        got = logits(child, attention_mask=mask)
+        close(got[:1], logits(child, IDS[:1]))
+        kept = mask[1].bool()
+        close(got[1:, kept], logits(child, IDS[1:, kept]))
+        assert got.isfinite().all()
+
+
+def eager_equals_sdpa(case: Case) -> None:
+    for arch in (case.mixed(), case.windowed()):
+        child = case.child(arch)
+        config = copy.deepcopy(child.config)
+        config._attn_implementation = "eager"
+        eager = BefitForCausalLM(config).eval()
+        eager.load_state_dict(child.state_dict())
+        mask = torch.ones_like(IDS)
+        mask[1, :4] = 0
+        close(logits(eager), logits(child))
+        close(logits(eager, attention_mask=mask)[mask.bool()], logits(child, attention_mask=mask)[mask.bool()])
+        close(eager(IDS[:, :9], use_cache=True).logits, child(IDS[:, :9]).logits)
+
+
+def children_train(case: Case) -> None:
+    child = case.child(case.mixed())
+    assert (child.lm_head.weight is child.model.embed_tokens.weight) == case.shape.tied
+    plain = _gradients(child)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # Newer transformers call it activation checkpointing.
+        child.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    assert plain.keys() == dict(child.named_parameters()).keys()
+    for name, gradient in _gradients(child).items():
+        close(gradient, plain[name])
+    optimiser, losses = torch.optim.Adam(child.parameters(), lr=0.01), []
+    for _ in range(5):
+        loss = child(IDS, labels=IDS).loss
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.1
+    assert (child.lm_head.weight is child.model.embed_tokens.weight) == case.shape.tied
+
+
+def _gradients(model: BefitForCausalLM) -> dict[str, Tensor]:
+    model.train().requires_grad_(True)
+    model.zero_grad()
+    # Asking for a cache here must not enter keys twice when layers are run again.
+    model(IDS, labels=IDS, use_cache=True).loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+# ------------------------------------------------------------------------------------------------------- prices
+
+
+def costs_are_those_of_the_module(case: Case) -> None:
+    work = Workload(batch=2, prompt=9, generate=4, weights="fp32", cache="fp32")
+    for arch in (case.shape.arch, case.mixed(), case.windowed()):
+        cost = count(case.shape, arch, work)
+        config = config_for(case.config(), arch)
+        config._attn_implementation = "eager"
+        model = BefitForCausalLM(config).eval()
+        assert cost.params == sum(p.numel() for p in model.parameters())
+        assert cost.weight_bytes == sum(p.nbytes for p in model.parameters())
+        with FlopCounterMode(display=False) as counter:
+            logits(model, tiny.tokens(work.batch, work.prompt), use_cache=False)
+        assert cost.flops == counter.get_total_flops()
+        cache = StaticCache(model.config, max_cache_len=work.context)
+        logits(model, tiny.tokens(work.batch, work.context), past_key_values=cache)
+        layers: list[Any] = cache.layers
+        assert cost.cache_bytes == sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+
+
+# ------------------------------------------------------------------------------------------------- configuration
+
+
+def configuration_tells_the_architecture(case: Case) -> None:
+    for arch in (case.shape.arch, case.mixed(), case.windowed()):
+        config = config_for(case.config(), arch)
+        assert arch_of(config) == arch
+        assert arch_of(config_for(config, case.mixed())) == case.mixed(), "a child's configuration can be refitted too"
+
+
+def own_class_refuses_every_child(case: Case) -> None:
+    """One changed layer is enough: read without befit's module, the configuration fails instead of building the parent."""
+    own = case.shape.arch.blocks
+    window = Attention(kv_heads=case.own(0).kv_heads, window=3)
+    changed = [Block(attention=a, ffn=own[0].ffn) for a in (Attention(kv_heads=1), window, Linear(), NoOp())]
+    changed += [Block(attention=own[0].attention, ffn=f) for f in (Ffn(width=32), Linear(), NoOp())]
+    arches = [DecoderArch(blocks=(block, *own[1:])) for block in changed]
+    for arch in (*arches, case.everywhere(attention=window), case.everywhere(ffn=NoOp())):
+        with pytest.raises((RuntimeError, AttributeError, ValueError), match="per-layer"):
+            logits(AutoModelForCausalLM.from_config(config_for(case.config(), arch)))
+
+
+LAWS: tuple[Callable[[Case], None], ...] = (
+    row_of_blocks_is_the_parent,
+    sorting_keeps_the_function,
+    narrow_ffn_is_the_parent_without_the_last_neurons,
+    fewer_kv_heads_are_means_of_neighbours,
+    narrow_window_is_a_mask,
+    absent_sub_blocks_add_nothing,
+    linear_attention_is_exact_for_one_token,
+    linear_ffn_is_the_parent_with_open_gates,
+    cache_changes_nothing,
+    generation_agrees_with_itself,
+    padding_changes_nothing,
+    eager_equals_sdpa,
+    children_train,
+    costs_are_those_of_the_module,
+    configuration_tells_the_architecture,
+    own_class_refuses_every_child,
+)
+"""Each takes a case and fails by an assertion."""
