@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from befit.arch.decoder import Attention, Block, DecoderArch, DecoderShape, Ffn, NoOp, Variant
 from befit.arch.space import DecoderSpace
@@ -59,17 +60,16 @@ EFFORT = Effort()
 """Enough for a median error of a few percent on a quiet machine."""
 
 
-class FixedCache:
-    """Keys and values in preallocated memory that stays where it is; it plays a transformers cache towards one model.
+class FixedCache(DynamicCache):
+    """Keys and values in preallocated memory that stays where it is; to a model it looks like transformers' plain cache.
 
     Empty for a prefill (`past` 0), or holding `past` earlier tokens for decode: each call of a step then writes the same
     new token into the last place, so that every call does the same work.
     """
 
-    layers: tuple[()] = ()
-
     def __init__(self, layers: Iterable[Any], workload: Workload, past: int) -> None:
         """Room for the context, or the window, in every layer that attends: keys and values (B, G, C, head_dim)."""
+        super().__init__()
         self.past = past
         self.buffers: list[tuple[Tensor, Tensor]] = []
         for layer in filter(has_cache, layers):
@@ -88,14 +88,16 @@ class FixedCache:
         del layer_idx
         return self.past + query_length, 0
 
-    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
         """Write new keys and values (B, G, tokens, head_dim); what this call attends to comes back."""
         stored_keys, stored_values = self.buffers[layer_idx]
-        count = min(keys.shape[2], stored_keys.shape[2])
+        count = min(key_states.shape[2], stored_keys.shape[2])
         place = slice(-count, None) if self.past else slice(count)
-        stored_keys[:, :, place] = keys[:, :, -count:]
-        stored_values[:, :, place] = values[:, :, -count:]
-        return (stored_keys, stored_values) if self.past else (keys, values)
+        stored_keys[:, :, place] = key_states[:, :, -count:]
+        stored_values[:, :, place] = value_states[:, :, -count:]
+        return (stored_keys, stored_values) if self.past else (key_states, value_states)
 
 
 def measure_table(
