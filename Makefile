@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 VENV   ?= .venv
-BUDGET ?= latency=60%, memory=70%
+BUDGET ?= latency=70%, memory=70%
 RUN    ?= runs/demo
 
 .DEFAULT_GOAL := help

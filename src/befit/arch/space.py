@@ -9,6 +9,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from befit.arch.decoder import (
     Attention,
@@ -81,6 +82,18 @@ class DecoderSpace:
 
     def blocks(self, layer: int) -> tuple[Block, ...]:
         """Every legal pair for a layer, the parent's own pair first."""
+        return self._options[layer]
+
+    @cached_property
+    def _options(self) -> tuple[tuple[Block, ...], ...]:
+        """All layers' pairs: searches ask for them thousands of times."""
+        return tuple(self._blocks(layer) for layer in range(self.shape.layers))
+
+    @cached_property
+    def _known(self) -> tuple[frozenset[Block], ...]:
+        return tuple(frozenset(options) for options in self._options)
+
+    def _blocks(self, layer: int) -> tuple[Block, ...]:
         pairs = [
             Block(attention=a, ffn=f)
             for a in self.attention_variants(layer)
@@ -95,7 +108,7 @@ class DecoderSpace:
         if len(arch.blocks) != self.shape.layers:
             raise IllegalArch(f"the parent has {self.shape.layers} layers, the architecture {len(arch.blocks)}")
         for layer, block in enumerate(arch.blocks):
-            if block not in self.blocks(layer):
+            if block not in self._known[layer]:
                 raise IllegalArch(f"layer {layer}: {block.name} is not among the options for target {self.target}")
         if not any(isinstance(block.attention, Attention) for block in arch.blocks):
             raise IllegalArch("no layer has attention; at least one must keep it")

@@ -1,7 +1,8 @@
 """Simpler ways to meet the same budget, from the same library: what a search must beat.
 
 Uniform: the same block everywhere. Depth: whole layers dropped in the order of block influence (ShortGPT, arXiv 2403.03853).
-Greedy: every layer gets an equal share of each bound and takes its best option (Puzzle's own ablation). Random: a legal
+Greedy: layer by layer, each takes the best option
+that an equal share of what is left of each bound pays for (after Puzzle's own ablation). Random: a legal
 architecture within the budget.
 """
 
@@ -45,16 +46,23 @@ def depth(space: DecoderSpace, influence: Sequence[float], affordable: Affordabl
 
 
 def greedy(space: DecoderSpace, prices: Prices, scores: Scores, bounds: Sequence[Bound]) -> DecoderArch | None:
-    """Every layer on its own: its best-scored option whose costs stay within an equal share of each bound."""
+    """Layer by layer: the best-scored option within an equal share of each bound, and what earlier layers left of theirs."""
     fixed, count = prices.fixed(), space.shape.layers
-    shares = {b.cost: (b.value - fixed[b.cost]) / count for b in bounds if b.op == "<="}
-    blocks = []
+    left = {bound.cost: bound.value - fixed[bound.cost] for bound in bounds if bound.op == "<="}
+    blocks: list[Block] = []
     for layer, own in enumerate(space.shape.arch.blocks):
-        costs = {block: prices.block(block) for block in space.blocks(layer)}
-        fitting = [b for b, cost in costs.items() if all(cost[name] <= share for name, share in shares.items())]
+        share = {name: value / (count - layer) for name, value in left.items()}
+        last = layer == count - 1 and not any(isinstance(b.attention, Attention) for b in blocks)
+        fitting = [
+            block
+            for block in space.blocks(layer)
+            if all(prices.block(block)[name] <= limit for name, limit in share.items())
+            and (isinstance(block.attention, Attention) or not last)
+        ]
         if not fitting:
             return None
-        blocks.append(min(fitting, key=lambda b, i=layer, o=own: scores.block(i, b, o)))
+        blocks.append(min(fitting, key=lambda block, i=layer, o=own: scores.block(i, block, o)))
+        left = {name: value - prices.block(blocks[-1])[name] for name, value in left.items()}
     arch = DecoderArch(blocks=tuple(blocks))
     return arch if space.contains(arch) else None
 

@@ -67,7 +67,7 @@ class PuzzleConfig:
     """Diverse solutions to compare by true KL."""
     polish: PolishConfig = field(default_factory=PolishConfig)
     """Local search on true KL."""
-    heal: HealConfig = field(default_factory=HealConfig)
+    heal: HealConfig = field(default_factory=lambda: HealConfig(tokens=65_536, batch=4))
     """Distillation of the whole child."""
     baselines: bool = False
     """Also build, heal and measure uniform, depth-dropping, greedy and random children at the same budget."""

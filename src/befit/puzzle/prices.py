@@ -6,6 +6,7 @@ throughput is not a sum, but for a given batch a lower bound on it is an upper b
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from befit.arch.decoder import Attention, Block, DecoderArch
 from befit.arch.space import DecoderSpace
@@ -34,8 +35,18 @@ class Prices:
             "attention_layers": 0.0
         }
 
-    def block(self, block: Block) -> dict[str, float]:
+    def block(self, block: Block) -> Mapping[str, float]:
         """What one layer pays."""
+        if block not in self._priced:
+            self._priced[block] = self._price(block)
+        return self._priced[block]
+
+    @cached_property
+    def _priced(self) -> dict[Block, dict[str, float]]:
+        """Blocks priced so far: searches ask for the same few thousands of times."""
+        return {}
+
+    def _price(self, block: Block) -> dict[str, float]:
         shape, work = self.space.shape, self.workload
         cost = attention_cost(shape, block.attention, work) + ffn_cost(shape, block.ffn, work)
         real = {"attention_layers": float(isinstance(block.attention, Attention))}
@@ -70,15 +81,12 @@ class Prices:
     def table(self, scores: Scores) -> Table:
         """One option for every legal block of every layer."""
         own = self.space.shape.arch.blocks
-        known: dict[Block, Mapping[str, float]] = {}
         layers = []
         for layer in range(self.space.shape.layers):
             options = []
             for block in self.space.blocks(layer):
-                if block not in known:
-                    known[block] = self.block(block)
                 value = scores.block(layer, block, own[layer])
-                options.append(Option(name=block.name, score=value, costs=known[block]))
+                options.append(Option(name=block.name, score=value, costs=self.block(block)))
             layers.append(tuple(options))
         return Table(layers=tuple(layers), fixed=self.fixed())
 
