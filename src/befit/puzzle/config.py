@@ -40,7 +40,7 @@ class PuzzleConfig:
     ffn: str = "100,87,75,62,50,37,25,12,linear,noop"
     """FFN variants: percent of the parent's width, linear, noop."""
     window: int | None = None
-    """Tokens of the plain window variant; none takes a quarter of the workload's context."""
+    """Tokens of the plain window variant; none takes a quarter of the workload's context, at most half a sequence."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute and to measure."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

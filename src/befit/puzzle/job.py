@@ -12,6 +12,7 @@ from befit.arch.space import DecoderSpace
 from befit.budget import Budget
 from befit.cost.device import Device, this_device
 from befit.cost.workload import Workload
+from befit.errors import IllegalArch
 from befit.lm.data import Blocks, load_blocks
 from befit.lm.data import digest as tensor_digest
 from befit.lm.parent import Parent, load_parent
@@ -67,11 +68,23 @@ def _stamp(data: str | None) -> list[tuple[str, int, int]]:
 
 
 def space_of(config: PuzzleConfig, shape: DecoderShape, workload: Workload) -> DecoderSpace:
-    """All children that the configuration allows. Raises `IllegalArch` for a variant that cannot be read."""
+    """All children that the configuration allows.
+
+    Raises `IllegalArch` for a variant that cannot be read, and for a window that the scored sequences are too short to
+    feel: its score would be 0 however much it costs at the workload's context.
+    """
     attention, ffn = (
         tuple(filter(None, (name.strip() for name in text.split(",")))) for text in (config.attention, config.ffn)
     )
-    window = config.window or max(16, workload.context // 4)
+    window = config.window or max(1, min(workload.context // 4, config.sequence // 2))
+    asked = [
+        window if name == "window" else int(name[7:]) for name in attention if name == "window" or name[7:].isdigit()
+    ]
+    if any(w >= config.sequence for w in asked):
+        raise IllegalArch(
+            f"a window of {max(asked)} tokens cannot be scored on sequences of {config.sequence}; "
+            "give a smaller window or a longer --sequence"
+        )
     return DecoderSpace(shape=shape, target=config.target, attention=attention, ffn=ffn, window=window)
 
 
