@@ -59,8 +59,6 @@ class PuzzleConfig:
     """Scoring of variants."""
     measure: Effort = field(default_factory=Effort)
     """How much to measure for the table of times."""
-    task: str | None = None
-    """Score by a function of your own instead: MODULE:FUNCTION, called with a model, lower is better."""
     batches: tuple[int, ...] = ()
     """Batch sizes to try when throughput is bounded; none tries 1, 2 and 4 times the workload's."""
     solutions: int = 6

@@ -40,7 +40,7 @@ class LocalConfig:
     """How a layer's variants are trained."""
 
     epochs: int = 1
-    """Passes over the tokens; 0 leaves the training-free weights."""
+    """Passes of gradient descent over the tokens; 0 leaves the training-free weights and `fit` unused."""
     batch: int = 4
     """Sequences in one step."""
     lr: float = 4e-3

@@ -108,13 +108,13 @@ def score_stage(job: Job, library: Library) -> Scores:
     config = job.config
 
     def make(folder: Path) -> None:
-        if config.task:
-            found = score_task(library, load_task(config.task), progress=job.progress)
+        if config.score.metric.startswith("task:"):
+            found = score_task(library, load_task(config.score.metric), progress=job.progress)
         else:
             found = score(library, job.score_rows, config.score, folder=folder, progress=job.progress)
         write_json(folder / "scores.json", found.to_json())
 
-    key = digest("score", job.library_key, repr(config.score), config.task, tensor_digest(job.score_rows))
+    key = digest("score", job.library_key, repr(config.score), tensor_digest(job.score_rows))
     return Scores.from_json(read_json(job.run.stage("score", key, make) / "scores.json"))
 
 
@@ -249,16 +249,16 @@ def with_measured(costs: Mapping[str, float], time: Latency, workload: Workload)
 
 
 def load_task(name: str) -> Any:
-    """The function a user named as MODULE:FUNCTION. Raises `BadData` if there is none."""
+    """The function a user named as task:MODULE:FUNCTION. Raises `BadData` if there is none."""
     import importlib
 
     from befit.errors import BadData
 
-    module, _, function = name.partition(":")
+    module, _, function = name.removeprefix("task:").partition(":")
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise BadData(f"task {name!r} cannot be imported ({error}); give MODULE:FUNCTION on the Python path") from error
+        raise BadData(f"{name!r} cannot be imported ({error}); give task:MODULE:FUNCTION on the Python path") from error
 
 
 def _times(job: Job, models: Mapping[str, BefitForCausalLM], workload: Workload) -> dict[str, Latency]:

@@ -29,8 +29,9 @@ from befit.puzzle.library import Library
 from befit.rundir import read_json, write_json
 
 JOINT = ("none", "pairs", "all")
-LOGITS_AT_ONCE = 2**25
-"""Logits held at a time (128 MiB in fp32); more replacements go through the network in several pieces."""
+CPU_LOGITS, GPU_LOGITS = 2**22, 2**27
+"""Logits of the replacements that go through the network together: few on a CPU, so that its caches hold the activations
+(on the embedded parent a quarter faster than 2**25), many elsewhere."""
 
 Table = dict[str, float]
 
@@ -40,7 +41,8 @@ class ScoreConfig:
     """How scores are measured."""
 
     metric: str = "kl"
-    """kl, loss (next-token loss above the parent's), hidden (normalised squared error of the last hidden state)."""
+    """kl, loss (next-token loss above the parent's), hidden (normalised squared error of the last hidden state), or
+    task:MODULE:FUNCTION, a function of your own that is given a model and returns a number, lower is better."""
     joint: str = "pairs"
     """none: add the two scores of a layer; pairs: correct the sum by a few measured pairs; all: measure every pair."""
     pairs: int = 6
@@ -53,8 +55,10 @@ class ScoreConfig:
             raise BadData(f"joint must be one of {', '.join(JOINT)}, got {self.joint!r}")
         if self.pairs < 0 or self.batch < 1:
             raise BadData(f"score: pairs must be 0 or more and batch at least 1, got {self.pairs} and {self.batch}")
-        if self.metric not in METRICS:
-            raise BadData(f"unknown score {self.metric!r}; expected one of {', '.join(METRICS)}")
+        if self.metric not in METRICS and not self.metric.startswith("task:"):
+            raise BadData(
+                f"unknown metric {self.metric!r} to score by; expected {', '.join(METRICS)} or task:MODULE:FUNCTION"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +242,8 @@ def _score_batch(
     for layer in model.model.layers:
         inputs.append(layer(inputs[-1], context))
     compare = metric(model, ids, model.model.norm(inputs[-1]))
-    at_once = max(1, LOGITS_AT_ONCE // (ids.numel() * model.config.vocab_size))
+    room = CPU_LOGITS if ids.device.type == "cpu" else GPU_LOGITS
+    at_once = max(1, room // (ids.numel() * model.config.vocab_size))
     sums = []
     for layer, plan in enumerate(plans):
         table: Table = {}
