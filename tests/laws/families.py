@@ -1,4 +1,4 @@
-"""What must hold for every family of parents. A family joins by one line in `FAMILIES`; `tests/lm/test_families.py` runs all laws.
+"""What must hold for every family of parents. A family joins by a line in `FAMILIES`; `tests/lm/test_families.py` runs the laws.
 
 The truth is always the family's own transformers class: as it is, or with weights edited so that it computes what a variant
 should (a dropped neuron's column set to zero, pooled heads in a model that has fewer).
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, StaticCache
 
+import tiny
 from befit.arch.decoder import (
     Attention,
     AttentionVariant,
@@ -131,7 +131,7 @@ class Case:
             )
         )
 
-    def child(self, arch: DecoderArch) -> BefitForCausalLM:
+    def child(self, arch: DecoderArch) -> Any:
         """A child with random weights."""
         model = build(config_for(self.config(), arch), device="cpu")
         tiny.randomise(model)

@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 
 pytest.register_assert_rewrite("laws.families")
 
-from laws.families import CASES, FAMILIES, IDS, LAWS, Case, close, logits  # noqa: E402
 from transformers import AutoConfig, AutoModelForCausalLM  # noqa: E402
 
 from befit.errors import UnsupportedModel  # noqa: E402
 from befit.lm.child import arch_of, load, save  # noqa: E402
 from befit.lm.family import family_of  # noqa: E402
 from befit.lm.modeling_befit import PARTS  # noqa: E402
+from laws.families import CASES, FAMILIES, IDS, LAWS, Case, close, logits  # noqa: E402
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

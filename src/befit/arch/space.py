@@ -141,9 +141,10 @@ class DecoderSpace:
             return False  # vLLM's first layer hands its residual on only through real attention.
         if self.target == "hf":
             return True
-        parent = self.shape.arch.blocks[layer].attention
-        new_window = isinstance(variant, Attention) and variant != parent and variant.window is not None
-        return not isinstance(variant, Linear) and not new_window
+        own = self.shape.arch.blocks[layer].attention
+        if isinstance(variant, Attention) and isinstance(own, Attention):
+            return variant.window == own.window
+        return not isinstance(variant, Linear)
 
     def _attention(self, name: str, own: AttentionVariant) -> Sequence[AttentionVariant]:
         if name in ("linear", "noop"):
@@ -151,12 +152,12 @@ class DecoderSpace:
         if not isinstance(own, Attention):
             return []
         word, _, number = name.partition("=")
-        if word == "window" and (not number or number.isdigit()):
+        if name == "window" or (word == "window" and _counts(number)):
             window = int(number or self.window)
             narrower = own.window is None or window < own.window
             return [Attention(kv_heads=own.kv_heads, window=window)] if narrower else []
         divisor = name.removeprefix("/")
-        if name != "all" and not (divisor.isdigit() and int(divisor) > 0):
+        if name != "all" and not _counts(divisor):
             raise IllegalArch(
                 f"unknown attention variant {name!r}; expected all, /N, N, window, window=N, linear or noop"
             )
@@ -168,9 +169,14 @@ class DecoderSpace:
     def _ffn(self, name: str, own: FfnVariant) -> FfnVariant | None:
         if name in ("linear", "noop"):
             return Linear() if name == "linear" else NoOp()
-        if not (name.isdigit() and 0 < int(name) <= 100):
+        if not (_counts(name) and int(name) <= 100):
             raise IllegalArch(f"unknown FFN variant {name!r}; expected a percentage from 1 to 100, linear or noop")
         if not isinstance(own, Ffn):
             return None
         width = round(own.width * int(name) / 100 / self.multiple) * self.multiple
         return Ffn(width=min(max(width, self.multiple), own.width)) if name != "100" else own
+
+
+def _counts(text: str) -> bool:
+    """Whether a text is a whole number of at least 1."""
+    return text.isascii() and text.isdigit() and int(text) > 0
