@@ -48,7 +48,11 @@ def depth(space: DecoderSpace, influence: Sequence[float], affordable: Affordabl
 def greedy(space: DecoderSpace, prices: Prices, scores: Scores, bounds: Sequence[Bound]) -> DecoderArch | None:
     """Layer by layer: the best-scored option within an equal share of each bound, and what earlier layers left of theirs."""
     fixed, count = prices.fixed(), space.shape.layers
-    left = {bound.cost: bound.value - fixed[bound.cost] for bound in bounds if bound.op == "<="}
+    left: dict[str, float] = {}
+    for bound in bounds:
+        if bound.op == "<=":  # Latency may be bounded twice: by itself and by throughput.
+            free = bound.value - fixed[bound.cost]
+            left[bound.cost] = min(free, left.get(bound.cost, free))
     blocks: list[Block] = []
     for layer, own in enumerate(space.shape.arch.blocks):
         share = {name: value / (count - layer) for name, value in left.items()}
