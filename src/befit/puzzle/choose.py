@@ -1,8 +1,8 @@
 """From scores and costs to one child that meets the budget as measured.
 
 Solve, assemble the best few solutions, polish on true KL, then run the winner on the device beside its parent. Predicted
-milliseconds are not measured ones: where the measured child breaks a bound, that bound is tightened by what is missing and
-the search repeated, at most `ROUNDS` times.
+milliseconds are not measured ones: where the measured child breaks a bound, that bound is tightened until the prediction for
+this child would have broken it too, and the search is repeated, at most `ROUNDS` times.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from befit.arch.decoder import DecoderArch
-from befit.budget import Budget
+from befit.budget import Bound, Budget
 from befit.errors import Infeasible
 from befit.progress import Progress, silent
 from befit.puzzle.polish import Judge, PolishConfig, Tried, TrueKl, polish
@@ -111,11 +111,11 @@ class Chooser:
             if measure is None:
                 break
             parent_costs, child_costs = measure(best.arch, batch)
-            broken = _broken(budget.resolve(parent_costs), child_costs)
-            if not broken:
+            wanted = budget.resolve(parent_costs)
+            if not any(_breaks(bound, child_costs) for bound in wanted.bounds):
                 break
             chosen = replace(chosen, met=False)
-            solved_for = _tightened(solved_for, broken)
+            solved_for = _tightened(solved_for, wanted, self.prices[batch].arch(best.arch), child_costs)
         assert chosen is not None
         return chosen
 
@@ -162,19 +162,24 @@ def _arch(prices: Prices, choice: Sequence[int]) -> DecoderArch:
     return DecoderArch(blocks=tuple(prices.space.blocks(layer)[k] for layer, k in enumerate(choice)))
 
 
-def _broken(budget: Budget, costs: Mapping[str, float]) -> dict[str, float]:
-    """For each bound on a measured cost that `costs` break, the factor by which the cost must shrink."""
-    factors = {}
-    for bound in budget.bounds:
-        if bound.cost in TIMED and bound.excess(costs[bound.cost]) > MARGIN - 1:
-            ratio = bound.value / costs[bound.cost]
-            factors[bound.cost] = MARGIN * (ratio if bound.op == "<=" else 1 / ratio)
-    return factors
+def _breaks(bound: Bound, costs: Mapping[str, float]) -> bool:
+    """Whether a measured time leaves less than the margin; counted costs are certain and need none."""
+    return bound.cost in TIMED and bound.excess(costs[bound.cost]) > MARGIN - 1
 
 
-def _tightened(budget: Budget, factors: Mapping[str, float]) -> Budget:
-    """Upper bounds shrink by their factor, lower bounds (throughput) grow by it."""
-    grown = tuple(
-        replace(b, value=b.value / factors[b.cost]) if b.op == ">=" and b.cost in factors else b for b in budget.bounds
-    )
-    return Budget(bounds=grown).tighten(factors)
+def _tightened(
+    solved_for: Budget, wanted: Budget, predicted: Mapping[str, float], measured: Mapping[str, float]
+) -> Budget:
+    """Bounds on predictions that would have kept the broken ones of `wanted`: the measured child itself breaks them.
+
+    Another child is expected to miss its prediction by the same factor.
+    """
+    bounds = []
+    for old, limit in zip(solved_for.bounds, wanted.bounds, strict=True):
+        if _breaks(limit, measured):
+            value = limit.value * predicted[old.cost] / measured[old.cost]
+            narrow = min(old.value, MARGIN * value) if old.op == "<=" else max(old.value, value / MARGIN)
+            bounds.append(replace(old, value=narrow))
+        else:
+            bounds.append(old)
+    return Budget(bounds=tuple(bounds))
