@@ -114,13 +114,24 @@ def save(model: BefitForCausalLM, folder: Path, tokenizer: PreTrainedTokenizerBa
 
 
 def load(folder: str | Path, *, dtype: torch.dtype | None = None) -> BefitForCausalLM:
-    """Load a checkpoint that `save` wrote. Raises `UnsupportedModel` if the folder holds another model."""
+    """Load a checkpoint that `save` wrote. Raises `UnsupportedModel` if the folder holds another model, or not all of it."""
+    if not (Path(folder) / "config.json").is_file():
+        raise UnsupportedModel(f"{folder} has no config.json; give the folder of a child that befit wrote")
     config = AutoConfig.from_pretrained(folder)
     if "BefitForCausalLM" not in (config.architectures or []):
         raise UnsupportedModel(
             f"{folder} holds {config.architectures}, no befit child; load it with transformers' AutoModelForCausalLM"
         )
-    return BefitForCausalLM.from_pretrained(folder, config=config, dtype=dtype or config.dtype or torch.float32).eval()
+    kind: Any = BefitForCausalLM
+    number_format = dtype or config.dtype or torch.float32
+    model, found = kind.from_pretrained(folder, config=config, dtype=number_format, output_loading_info=True)
+    wrong = sorted({*found["missing_keys"], *found["unexpected_keys"]})
+    if wrong:  # transformers would fill what is missing with random numbers
+        raise UnsupportedModel(
+            f"the weights in {folder} do not fit its config.json: {len(wrong)} tensors are missing or left over, "
+            f"{wrong[0]} among them; fetch or save the child again"
+        )
+    return model.eval()
 
 
 def _overrides(block: Block) -> dict[str, Any]:
