@@ -26,7 +26,6 @@ from befit.rundir import write_json
 
 ARMS = {
     "training-free": LocalConfig(epochs=0),
-    "gradient only": LocalConfig(fit=False),
     "distilled": LocalConfig(),
 }
 

@@ -217,13 +217,11 @@ def _show_plan(lines: Sequence[str]) -> None:
 
 
 def _quiet() -> None:
-    """Keep transformers' and datasets' own bars and advice out of befit's output."""
-    import datasets
+    """Keep transformers' own bars and advice out of befit's output."""
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
 
 
 if __name__ == "__main__":

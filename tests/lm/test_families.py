@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM  # noqa: E402
 from befit.errors import UnsupportedModel  # noqa: E402
 from befit.lm.child import arch_of, load, save  # noqa: E402
 from befit.lm.family import family_of  # noqa: E402
-from befit.lm.modeling_befit import PARTS  # noqa: E402
+from befit.lm.modeling_befit import MODELS, PARTS  # noqa: E402
 from laws.families import CASES, FAMILIES, IDS, LAWS, Case, close, logits  # noqa: E402
 
 
@@ -95,7 +95,7 @@ def test_checkpoint_says_what_it_is(case: Case, saved: Path) -> None:
     assert (layers["2"]["num_key_value_heads"], layers["2"]["sliding_window"]) == (1, 5)
     assert layers["0"]["intermediate_size"] == 32
     assert written["model_type"] == case.model_type
-    assert written["architectures"] == ["BefitForCausalLM"]
+    assert written["architectures"] == [MODELS[case.model_type].__name__]
     assert arch_of(AutoConfig.from_pretrained(saved / case.name)) == case.mixed()
     with pytest.raises((RuntimeError, AttributeError, ValueError), match="per-layer"):
         AutoModelForCausalLM.from_pretrained(saved / case.name)

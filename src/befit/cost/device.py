@@ -114,18 +114,13 @@ def time_together(
     `seconds` are over (at least one round is finished). `progress` sees the rounds go by. A step must do the same work in
     every call; on a GPU it is captured once, so its tensors must stay where they are.
     """
-    pool = torch.cuda.graph_pool_handle() if device.kind == "cuda" else None
-    prepared = {
-        name: _on_gpu(name, step, warmup, pool) if pool else _on_cpu(step, warmup) for name, step in steps.items()
-    }
+    on_gpu = device.kind == "cuda"
+    prepared = _all_on_gpu(steps, warmup) if on_gpu else {name: _on_cpu(step, warmup) for name, step in steps.items()}
     samples: dict[str, list[float]] = {name: [] for name in steps}
     for _ in progress(_rounds(samples, repeats, seconds), "time in turns", math.ceil(repeats / (BURST - 1))):
         for name, (call_ms, _) in prepared.items():
             samples[name] += _turn(call_ms)
-    return {
-        name: _timing(samples[name], graph=pool is not None and not note, note=note)
-        for name, (_, note) in prepared.items()
-    }
+    return {name: _timing(samples[name], graph=on_gpu and not note, note=note) for name, (_, note) in prepared.items()}
 
 
 def _rounds(samples: Mapping[str, list[float]], repeats: int, seconds: float) -> Iterator[int]:
@@ -168,6 +163,17 @@ def _on_cpu(step: Step, warmup: int) -> tuple[Callable[[], float], str]:
         return 1000 * (time.perf_counter() - start)
 
     return call_ms, ""
+
+
+def _all_on_gpu(steps: Mapping[str, Step], warmup: int) -> dict[str, tuple[Callable[[], float], str]]:
+    """Every step captured. All graphs share one memory pool, but one that a capture failed in takes no other."""
+    prepared = dict[str, tuple[Callable[[], float], str]]()
+    pool = torch.cuda.graph_pool_handle()
+    for name, step in steps.items():
+        prepared[name] = _on_gpu(name, step, warmup, pool)
+        if prepared[name][1]:
+            pool = torch.cuda.graph_pool_handle()
+    return prepared
 
 
 def _on_gpu(name: str, step: Step, warmup: int, pool: Any) -> tuple[Callable[[], float], str]:

@@ -15,7 +15,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from befit.arch.decoder import Attention, Block, DecoderArch, Ffn, Linear, NoOp
 from befit.errors import IllegalArch, UnsupportedModel
 from befit.lm.family import family_of
-from befit.lm.modeling_befit import BefitForCausalLM, BefitLayer, window_of
+from befit.lm.modeling_befit import MODELS, BefitForCausalLM, BefitLayer, window_of
 
 
 def config_for(parent: Any, arch: DecoderArch) -> Any:
@@ -37,7 +37,7 @@ def config_for(parent: Any, arch: DecoderArch) -> Any:
         # The family's own class would ignore windows in silence; no layer has 0 KV heads, so now it must read per layer.
         config.num_key_value_heads = 0
     config.per_layer_config = {i: _overrides(block) for i, block in enumerate(arch.blocks)}
-    config.architectures = ["BefitForCausalLM"]
+    config.architectures = [MODELS[config.model_type].__name__]
     return config
 
 
@@ -61,7 +61,7 @@ def build(config: Any, *, device: str | torch.device = "meta", dtype: torch.dtyp
     config = copy.deepcopy(config)
     config._attn_implementation = "sdpa"
     with torch.device(device):
-        model = BefitForCausalLM(config)
+        model = MODELS[config.model_type](config)
     for parameter in model.parameters():
         # Not `model.to`: it would round the rotary frequencies too.
         parameter.data = parameter.data.to(dtype or torch.float32)
@@ -107,7 +107,7 @@ def adopt(model: BefitForCausalLM, tensors: dict[str, Tensor]) -> None:
 
 def save(model: BefitForCausalLM, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
     """Write an ordinary checkpoint: safetensors, config.json, the modelling file, the tokenizer."""
-    BefitForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+    type(model).register_for_auto_class("AutoModelForCausalLM")
     model.save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
@@ -118,11 +118,11 @@ def load(folder: str | Path, *, dtype: torch.dtype | None = None) -> BefitForCau
     if not (Path(folder) / "config.json").is_file():
         raise UnsupportedModel(f"{folder} has no config.json; give the folder of a child that befit wrote")
     config = AutoConfig.from_pretrained(folder)
-    if "BefitForCausalLM" not in (config.architectures or []):
+    kind: Any = MODELS.get(config.model_type)
+    if kind is None or kind.__name__ not in (config.architectures or []):
         raise UnsupportedModel(
             f"{folder} holds {config.architectures}, no befit child; load it with transformers' AutoModelForCausalLM"
         )
-    kind: Any = BefitForCausalLM
     number_format = dtype or config.dtype or torch.float32
     model, found = kind.from_pretrained(folder, config=config, dtype=number_format, output_loading_info=True)
     wrong = sorted({*found["missing_keys"], *found["unexpected_keys"]})

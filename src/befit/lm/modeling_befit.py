@@ -17,7 +17,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import (
+    GenerationMixin,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
 from transformers.cache_utils import (
     Cache,
     DynamicCache,
@@ -265,6 +272,38 @@ class BefitForCausalLM(PreTrainedModel, GenerationMixin):
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         hidden = (*states, x) if output_hidden_states else None
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values, hidden_states=hidden)
+
+
+class BefitLlamaForCausalLM(BefitForCausalLM):
+    """A Llama, layer by layer. transformers registers remote code by configuration class, hence a class for each family."""
+
+    config_class = LlamaConfig
+
+
+class BefitMistralForCausalLM(BefitForCausalLM):
+    """A Mistral, layer by layer."""
+
+    config_class = MistralConfig
+
+
+class BefitQwen2ForCausalLM(BefitForCausalLM):
+    """A Qwen 2, layer by layer."""
+
+    config_class = Qwen2Config
+
+
+class BefitQwen3ForCausalLM(BefitForCausalLM):
+    """A Qwen 3, layer by layer."""
+
+    config_class = Qwen3Config
+
+
+MODELS: dict[str, type[BefitForCausalLM]] = {
+    "llama": BefitLlamaForCausalLM,
+    "mistral": BefitMistralForCausalLM,
+    "qwen2": BefitQwen2ForCausalLM,
+    "qwen3": BefitQwen3ForCausalLM,
+}
 
 
 def has_cache(layer: Any) -> bool:

@@ -6,8 +6,7 @@ targets, and all variants of the layer train in the same pass, each on its own n
 variant is trained beside the parent's FFN and the other way round). The outputs are the next layer's inputs, so memory
 stays at one layer, its variants and the activations, however deep the parent is.
 
-Deviations: the error is taken on the sub-block's update, without the residual stream, so that layers weigh alike; and before
-gradient descent starts, each variant's last matrix is set by least squares, which a few thousand tokens determine.
+Deviation: the error is taken on the sub-block's update, without the residual stream, so that layers weigh alike.
 
 Shapes: N sequences, B batch, T tokens, D hidden.
 """
@@ -18,10 +17,11 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from befit.arch.decoder import NoOp, Variant
 from befit.arch.space import DecoderSpace
+from befit.errors import BadData
 from befit.lm.child import half
 from befit.lm.distill import normalised_mse
 from befit.lm.family import Family
@@ -40,19 +40,24 @@ class LocalConfig:
     """How a layer's variants are trained."""
 
     epochs: int = 1
-    """Passes of gradient descent over the tokens; 0 leaves the training-free weights and `fit` unused."""
+    """Passes over the tokens; 0 leaves the training-free weights."""
     batch: int = 4
     """Sequences in one step."""
     lr: float = 4e-3
     """Adam's peak learning rate; warm-up over a tenth of the steps, then cosine to zero."""
     held: float = 0.125
     """Share of the sequences kept back to tell whether training helped."""
-    fit: bool = True
-    """Before training, replace each variant's last matrix by the least-squares solution for its inputs."""
-    ridge: float = 1e-3
-    """Weight of staying at the first matrix, relative to the mean squared input."""
     seed: int = 0
     """Order of the sequences."""
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0 or self.batch < 1:
+            raise BadData(f"local: epochs must be 0 or more and batch at least 1, got {self.epochs} and {self.batch}")
+        if not (self.lr > 0 and 0 <= self.held < 1 and self.ridge >= 0):
+            raise BadData(
+                f"local: lr must be above 0, held a share from 0 to below 1, ridge 0 or more; "
+                f"got {self.lr:g}, {self.held:g} and {self.ridge:g}"
+            )
 
 
 def build_library(
@@ -99,56 +104,13 @@ def distil_layer(
     if not train or not config.epochs:
         return {key: (value, value) for key, value in before.items()}
     first = {key: {n: t.clone() for n, t in module.state_dict().items()} for key, module in halves.items()}
-    best = before
-    for step in (_fit, _train) if config.fit else (_train,):
-        step(halves, [a[: len(train)] for a in activations], context, config, seed)
-        after = measure()
-        for key, module in halves.items():
-            if after[key] < best[key]:
-                first[key] = {n: t.clone() for n, t in module.state_dict().items()}
-            else:
-                module.load_state_dict(first[key])
-        best = {key: min(best[key], after[key]) for key in halves}
-    return {key: (before[key], best[key]) for key in halves}
-
-
-@torch.no_grad()
-def _fit(halves: Halves, activations: list[Tensor], context: Context, config: LocalConfig, seed: int) -> None:
-    """Set each variant's last matrix W to the minimiser of |X W' - Y|^2 + ridge |W - W_0|^2 over the training tokens.
-
-    X (tokens, inputs) is what reaches the matrix, Y (tokens, D) the parent's update less the matrix's bias. One pass
-    gathers X'X and X'Y; the solution is where training starts from.
-    """
-    del seed  # Nothing random here; the two steps are called alike.
-    lasts = {key: _last(module) for key, module in halves.items()}
-    gram = {key: torch.zeros(2 * (last.in_features,), device=last.weight.device) for key, last in lasts.items()}
-    cross = {key: torch.zeros_like(last.weight.T) for key, last in lasts.items()}
-    for pieces in zip(*(a.split(config.batch) for a in activations), strict=True):
-        x, attended, after = (piece.float() for piece in pieces)
-        for key, module in halves.items():
-            seen: list[Tensor] = []
-            hook = lasts[key].register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
-            if key[0] == "attention":
-                module.attend(x, context)
-                wanted = attended - x
-            else:
-                module.feed(attended)
-                wanted = after - attended
-            hook.remove()
-            inputs = seen[0].flatten(0, -2).float()
-            bias = lasts[key].bias
-            gram[key] += inputs.T @ inputs
-            cross[key] += inputs.T @ (wanted if bias is None else wanted - bias).flatten(0, -2)
-    for key, last in lasts.items():
-        weight = config.ridge * gram[key].diagonal().mean() + 1e-8
-        system = gram[key] + weight * torch.eye(last.in_features, device=last.weight.device)
-        # The matrix is in place of the first weights, towards which the ridge pulls.
-        last.weight.copy_(torch.linalg.solve(system, cross[key] + weight * last.weight.T).T)
-
-
-def _last(module: BefitLayer) -> nn.Linear:
-    """The matrix that writes a sub-block's update: the last linear map registered in it."""
-    return [part for part in module.modules() if isinstance(part, nn.Linear)][-1]
+    _train(halves, [a[: len(train)] for a in activations], context, config, seed)
+    after = measure()
+    for key, module in halves.items():
+        if not after[key] < before[key]:
+            module.load_state_dict(first[key])
+            after[key] = before[key]
+    return {key: (before[key], after[key]) for key in halves}
 
 
 def _train(halves: Halves, activations: list[Tensor], context: Context, config: LocalConfig, seed: int) -> None:
