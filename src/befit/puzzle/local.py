@@ -53,11 +53,8 @@ class LocalConfig:
     def __post_init__(self) -> None:
         if self.epochs < 0 or self.batch < 1:
             raise BadData(f"local: epochs must be 0 or more and batch at least 1, got {self.epochs} and {self.batch}")
-        if not (self.lr > 0 and 0 <= self.held < 1 and self.ridge >= 0):
-            raise BadData(
-                f"local: lr must be above 0, held a share from 0 to below 1, ridge 0 or more; "
-                f"got {self.lr:g}, {self.held:g} and {self.ridge:g}"
-            )
+        if not (self.lr > 0 and 0 <= self.held < 1):
+            raise BadData(f"local: lr must be above 0, held from 0 to below 1, got {self.lr:g} and {self.held:g}")
 
 
 def build_library(
