@@ -63,7 +63,7 @@ def test_training_lowers_the_held_out_errors(family: str, tmp_path: Path, monkey
 
 def test_what_training_made_worse_keeps_its_first_weights(tmp_path: Path) -> None:
     library = empty_library(tmp_path / "a", layers=1)
-    errors = build_library(TOKENS, replace(TRAINED, lr=1e3, fit=False), library=library)
+    errors = build_library(TOKENS, replace(TRAINED, lr=1e3), library=library)
     first = empty_library(tmp_path / "b", layers=1)
     build_library(TOKENS, FREE, library=first)
     kept = [name for name, (before, after) in errors[0].items() if before == after]

@@ -15,9 +15,11 @@ from befit.cost.workload import Workload
 from befit.errors import IllegalArch
 from befit.lm.data import Blocks, load_blocks
 from befit.lm.data import digest as tensor_digest
-from befit.lm.parent import Parent, load_parent
+from befit.lm.family import family_of
+from befit.lm.parent import Parent, find, load_parent, read_config
 from befit.progress import Progress
 from befit.puzzle.config import PuzzleConfig
+from befit.puzzle.prices import check_counted
 from befit.rundir import Run, digest, read_tensors, write_tensors
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -35,6 +37,25 @@ def chosen_dtype(config: PuzzleConfig, device: Device) -> str:
 def workload_of(config: PuzzleConfig, dtype: str) -> Workload:
     """The workload that was asked for; formats that were not named are those computed in."""
     return Workload.parse(config.workload, base=Workload(batch=8, weights=dtype, cache=dtype))
+
+
+def batches_of(config: PuzzleConfig, budget: Budget, workload: Workload) -> tuple[int, ...]:
+    """Batch sizes to price: one, or several when throughput is bounded."""
+    base = workload.batch
+    if all(bound.cost != "tokens_per_s" for bound in budget.bounds):
+        return (base,)
+    return tuple(sorted({base, *(config.batches or (2 * base, 4 * base))}))
+
+
+def check(config: PuzzleConfig, budget: Budget, workload: Workload) -> DecoderSpace:
+    """Everything that can be refused before anything is written, from the parent's configuration alone; its space.
+
+    Raises `UnsupportedModel`, `IllegalArch` for an unknown variant, `Infeasible` for bounds on counted costs.
+    """
+    plain = read_config(find(config.parent))
+    space = space_of(config, family_of(plain).describe(plain), workload)
+    check_counted(space, budget, workload, min(batches_of(config, budget, workload)))
+    return space
 
 
 def text_stage(run: Run, config: PuzzleConfig, parent: Parent) -> Blocks:
@@ -109,9 +130,9 @@ class Job:
         device = this_device(config.device)
         dtype = chosen_dtype(config, device)
         workload = workload_of(config, dtype)
+        check(config, budget, workload)
         run = Run.open(config.out, config.to_json(), may_change=REDONE)
         parent = load_parent(config.parent, device=device.kind, dtype=DTYPES[dtype])
-        space_of(config, parent.shape, workload)  # Refuses unknown variants before any work.
         blocks = text_stage(run, config, parent)
         job = Job(
             config=config,
@@ -134,10 +155,7 @@ class Job:
     @cached_property
     def batches(self) -> tuple[int, ...]:
         """Batch sizes to price: one, or several when throughput is bounded."""
-        base = self.workload.batch
-        if all(bound.cost != "tokens_per_s" for bound in self.budget.bounds):
-            return (base,)
-        return tuple(sorted({base, *(self.config.batches or (2 * base, 4 * base))}))
+        return batches_of(self.config, self.budget, self.workload)
 
     def rows(self, tokens: int) -> Tensor:
         """The first `tokens` training tokens, whole sequences."""

@@ -15,10 +15,8 @@ from befit.budget import Budget, human
 from befit.cost.count import attention_cost, count, ffn_cost
 from befit.cost.device import this_device
 from befit.cost.workload import BYTES, Workload
-from befit.lm.family import family_of
-from befit.lm.parent import find, read_config
 from befit.puzzle.config import PuzzleConfig
-from befit.puzzle.job import DTYPES, chosen_dtype, space_of, workload_of
+from befit.puzzle.job import DTYPES, check, chosen_dtype, workload_of
 
 REACHED = {"cpu": 0.35, "cuda": 0.25}
 """Share of a large matrix product's speed that the whole pipeline reached (measured on the embedded parent)."""
@@ -46,10 +44,9 @@ def plan(config: PuzzleConfig) -> list[str]:
     budget = Budget.parse(config.budget)
     device = this_device(config.device)
     dtype = chosen_dtype(config, device)
-    parent = read_config(find(config.parent))
-    shape = family_of(parent).describe(parent)
     workload = workload_of(config, dtype)
-    space = space_of(config, shape, workload)
+    space = check(config, budget, workload)
+    shape = space.shape
     steps = _steps(config, space, BYTES[dtype])
     speed = _speed(device.kind, dtype) * REACHED[device.kind]
     lines = [

@@ -5,17 +5,22 @@ throughput is not a sum, but for a given batch a lower bound on it is an upper b
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from befit.arch.decoder import Attention, Block, DecoderArch
 from befit.arch.space import DecoderSpace
 from befit.budget import Bound, Budget
-from befit.cost.count import Cost, attention_cost, ffn_cost, fixed_cost
+from befit.cost.count import Cost, attention_cost, block_cost, count, ffn_cost, fixed_cost
 from befit.cost.latency import Latency, LatencyTable
 from befit.cost.workload import Workload
 from befit.puzzle.score import Scores
-from befit.puzzle.solve import Option, Table
+from befit.puzzle.solve import Option, Table, solve
+
+COUNTED = ("params", "weight_bytes", "cache_bytes", "memory_bytes", "flops")
+"""Costs that are known before anything is measured."""
+ATTENTION = Bound(cost="attention_layers", op=">=", value=1.0)
+"""One layer must keep attention."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +74,7 @@ class Prices:
 
         Throughput becomes latency at this batch.
         """
-        linear = [Bound(cost="attention_layers", op=">=", value=1.0)]
+        linear = [ATTENTION]
         for bound in budget.bounds:
             if bound.cost == "tokens_per_s":
                 limit = self.tokens_per_s(1.0) / bound.value
@@ -91,13 +96,32 @@ class Prices:
         return Table(layers=tuple(layers), fixed=self.fixed())
 
     def _named(self, cost: Cost, time: Latency) -> dict[str, float]:
-        return {
-            "params": float(cost.params),
-            "weight_bytes": float(cost.weight_bytes),
-            "cache_bytes": float(cost.cache_bytes),
-            "memory_bytes": float(cost.memory_bytes),
-            "flops": float(cost.flops),
+        return _counted(cost) | {
             "prefill_ms": time.prefill_ms,
             "decode_ms": time.decode_ms,
             "latency_ms": time.latency_ms(self.workload),
         }
+
+
+def check_counted(space: DecoderSpace, budget: Budget, workload: Workload, batch: int) -> None:
+    """Raise `Infeasible` if no child keeps the bounds on counted costs, before anything is trained or measured.
+
+    Relative bounds refer to the parent at `workload`; children are counted at `batch`, the smallest that may be used.
+    """
+    bounds = tuple(bound for bound in budget.bounds if bound.cost in COUNTED)
+    if not bounds:
+        return
+    own, at = space.shape, replace(workload, batch=batch)
+    resolved = Budget(bounds=bounds).resolve(_counted(count(own, own.arch, workload)))
+
+    def option(block: Block) -> Option:
+        real = {"attention_layers": float(isinstance(block.attention, Attention))}
+        return Option(name=block.name, score=0.0, costs=_counted(block_cost(own, block, at)) | real)
+
+    known = {block: option(block) for layer in range(own.layers) for block in space.blocks(layer)}
+    layers = tuple(tuple(known[block] for block in space.blocks(layer)) for layer in range(own.layers))
+    solve(Table(layers=layers, fixed=_counted(fixed_cost(own, at))), (ATTENTION, *resolved.bounds))
+
+
+def _counted(cost: Cost) -> dict[str, float]:
+    return {name: float(getattr(cost, name)) for name in COUNTED}

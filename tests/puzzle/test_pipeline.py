@@ -1,0 +1,240 @@
+"""The whole pipeline on a tiny parent: what a run leaves, what it reuses, and that kills change nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tests import tiny_run
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import befit
+from befit.arch.decoder import DecoderArch
+from befit.budget import Budget
+from befit.cli import main
+from befit.lm.child import arch_of
+from befit.rundir import read_json, read_tensors
+
+BUDGET = "memory=70%"
+EARLY = ["text", "rank", "library", "score", "measure"]
+COSTS = ("params", "weight_bytes", "cache_bytes", "memory_bytes", "flops")
+TIMES = ("prefill_ms", "decode_ms", "latency_ms", "tokens_per_s")
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Parent and text in it; `run` is a finished run with baselines, which tests leave as it is."""
+    folder = tmp_path_factory.mktemp("workshop")
+    assert main(tiny_run.command(folder, folder / "run", BUDGET, "--baselines")) == 0
+    return folder
+
+
+def summary(run: Path) -> dict[str, Any]:
+    return read_json(run / "summary.json")
+
+
+def stages(run: Path) -> dict[str, bool]:
+    """Name -> whether it was reused."""
+    return {stage["name"]: stage["reused"] for stage in summary(run)["stages"]}
+
+
+def final_rows(run: Path) -> Tensor:
+    (file,) = run.glob("stages/text-*/text.safetensors")
+    return read_tensors(file)["held_out"][8:]
+
+
+def weights(run: Path) -> bytes:
+    return (run / "child" / "model.safetensors").read_bytes()
+
+
+def test_the_summary_has_its_documented_form(workshop: Path) -> None:
+    told = summary(workshop / "run")
+    assert set(told["baselines"]) == {"uniform", "depth", "greedy", "random"}
+    for model in (told["parent"], told["child"], *told["baselines"].values()):
+        assert all(isinstance(model[name], int) for name in COSTS)
+        assert all(set(model[name]) == {"predicted", "measured"} and model[name]["measured"] > 0 for name in TIMES)
+        assert {"loss", "kl", "kl_before_heal", "arch"} <= set(model)
+        assert model["memory_bytes"] == model["weight_bytes"] + model["cache_bytes"]
+    assert told["child"]["kl_sum"] > 0 and told["parent"]["kl"] == 0
+    assert [set(stage) for stage in told["stages"]] == [{"name", "seconds", "reused"}] * len(told["stages"])
+    heals = [f"heal {name}" for name in ("child", "uniform", "depth", "greedy", "random")]
+    assert list(stages(workshop / "run")) == [*EARLY, "choose", "baselines", *heals, "evaluate"]
+    assert not any(stages(workshop / "run").values())
+    assert told["budget"]["met"]
+    assert json.loads((workshop / "run" / "config.json").read_text())["budget"] == BUDGET
+
+
+def test_child_and_baselines_keep_the_budget(workshop: Path) -> None:
+    told = summary(workshop / "run")
+    limit = 0.7 * told["parent"]["memory_bytes"]
+    assert all(model["memory_bytes"] <= limit for model in (told["child"], *told["baselines"].values()))
+    bound = Budget.parse(BUDGET).resolve({"memory_bytes": told["parent"]["memory_bytes"]}).bounds[0]
+    assert told["budget"]["bounds"][0]["value"] == pytest.approx(bound.value)
+
+
+def test_the_numbers_are_those_of_the_checkpoint(workshop: Path) -> None:
+    """Loss and KL anew, from transformers' own parent and the child as anybody loads it."""
+    run = workshop / "run"
+    told, rows = summary(run)["child"], final_rows(run)
+    parent = AutoModelForCausalLM.from_pretrained(workshop / "parent").eval()
+    child = befit.load(run / "child")
+    assert arch_of(child.config) == DecoderArch.from_json(told["arch"])
+    assert sum(p.numel() for p in child.parameters()) == told["params"]
+    with torch.no_grad():
+        wanted, got = parent(rows).logits, child(rows).logits
+    kl = F.kl_div(got.log_softmax(-1), wanted.log_softmax(-1), log_target=True, reduction="none").sum(-1).mean()
+    loss = F.cross_entropy(got[:, :-1].flatten(0, 1), rows[:, 1:].flatten())
+    assert told["kl"] == pytest.approx(float(kl), rel=1e-4) and told["loss"] == pytest.approx(float(loss), rel=1e-5)
+    assert told["kl"] < told["kl_before_heal"]
+
+
+def test_transformers_loads_the_child_by_itself(workshop: Path) -> None:
+    folder, rows = workshop / "run" / "child", final_rows(workshop / "run")
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+    assert type(model).__module__.startswith("transformers_modules")
+    with torch.no_grad():
+        assert model(rows).logits.equal(befit.load(folder)(rows).logits)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    told = tokenizer("river stone", return_tensors="pt")
+    words = model.generate(**told, max_new_tokens=4, do_sample=False, pad_token_id=0)
+    assert words.shape[1] == told["input_ids"].shape[1] + 4
+
+
+def test_the_report_and_the_table_are_there(workshop: Path) -> None:
+    run = workshop / "run"
+    assert "<html" in (run / "report.html").read_text() and "uniform" in (run / "report.html").read_text()
+    told, table, costs = summary(run), read_json(run / "table.json"), read_json(run / "parent_costs.json")
+    assert len(table["layers"]) == 3 and table["layers"][0]["options"][0]["score"] == 0
+    assert all(costs[name] == told["parent"][name] for name in COSTS)
+
+
+def test_the_same_run_again_reuses_every_stage(workshop: Path) -> None:
+    run = workshop / "run"
+    before, child = summary(run), weights(run)
+    assert main(["resume", str(run)]) == 0
+    assert all(stages(run).values())
+    after = summary(run)
+    changing = ("made", "stages")
+    assert {k: v for k, v in after.items() if k not in changing} == {
+        k: v for k, v in before.items() if k not in changing
+    }
+    assert [s["seconds"] for s in after["stages"]] == [s["seconds"] for s in before["stages"]]
+    assert weights(run) == child
+
+
+@pytest.fixture(scope="module")
+def other(workshop: Path) -> Path:
+    """A run without baselines, for tests that go on with it."""
+    assert main(tiny_run.command(workshop, workshop / "other", BUDGET)) == 0
+    return workshop / "other"
+
+
+def test_another_budget_trains_nothing_again(workshop: Path, other: Path) -> None:
+    kept = {p: p.stat().st_mtime_ns for p in other.glob("stages/*/*") if p.parent.name.split("-")[0] in EARLY}
+    assert len(kept) > 8
+    assert main(tiny_run.command(workshop, other, "memory=85%, params<=1M")) == 0
+    assert stages(other) == dict.fromkeys(EARLY, True) | dict.fromkeys(("choose", "heal child", "evaluate"), False)
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept
+    parent, child = summary(other)["parent"], summary(other)["child"]
+    limit = 0.85 * parent["memory_bytes"]
+    assert limit >= child["memory_bytes"] > summary(workshop / "run")["child"]["memory_bytes"]
+    assert child["kl_before_heal"] < summary(workshop / "run")["child"]["kl_before_heal"]
+
+
+def test_bounds_on_times_are_measured_at_several_batches(workshop: Path, other: Path) -> None:
+    assert main(tiny_run.command(workshop, other, "throughput>=1.05x", "--batches=4")) == 0
+    found = stages(other)
+    assert found["measure"] and not found["measure batch 4"]
+    told = summary(other)
+    assert told["workload"]["batch"] in (1, 4)
+    assert told["budget"]["child"][0]["kind"] == "measured"
+    assert told["child"]["tokens_per_s"]["predicted"] > 0
+
+
+def test_scores_may_come_from_a_function_of_the_user(workshop: Path) -> None:
+    run = workshop / "task"
+    more = ["--task=tests.tiny_run:weight_sum", "--score.joint=none", "--heal.tokens=128", "--polish.evaluations=1"]
+    assert main(tiny_run.command(workshop, run, BUDGET, *more)) == 0
+    told = summary(run)
+    lost = told["parent"]["params"] - told["child"]["params"]
+    assert told["child"]["kl_sum"] == lost
+
+
+def test_measuring_alone_is_kept_for_the_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = workshop / "measured"
+    arguments = tiny_run.command(workshop, run, BUDGET)
+    assert main(["measure", *arguments[1:]]) == 0
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("embedding and head", "kv2", "kv1", "ffn96", "prefill", "decode", "ms"))
+    assert main(arguments) == 0
+    assert stages(run)["measure"] and not stages(run)["library"]
+
+
+STOPS = """
+import os, signal, sys
+from pathlib import Path
+
+plain, name = Path.replace, sys.argv[1]
+
+def stopping(self, target):
+    done = plain(self, target)
+    if Path(target).name == name:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return done
+
+Path.replace = stopping
+from befit.cli import main
+
+sys.exit(main(sys.argv[2:]))
+"""
+"""The command line, killed at the moment when a file of this name is complete."""
+
+
+def killed_at(name: str, arguments: list[str]) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    program = [sys.executable, "-c", STOPS, name, *arguments]
+    done = subprocess.run(program, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def test_killed_and_resumed_runs_end_with_the_same_child(
+    workshop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = workshop / "killed"
+    killed_at("layer_001.safetensors", tiny_run.command(workshop, run, BUDGET))
+    assert sorted(p.name for p in run.glob("stages/library-*/*")) == [
+        "layer_000.json",
+        "layer_000.safetensors",
+        "layer_001.safetensors",
+    ]
+    killed_at("state.safetensors", ["resume", str(run)])
+    assert list(run.glob("stages/heal child-*/checkpoint/state.safetensors")) and not (run / "child").exists()
+    assert not (run / "summary.json").exists()
+
+    plain = Path.replace
+
+    def interrupted(self: Path, target: Path) -> Path:
+        done = plain(self, target)
+        if target.name == "results.json":
+            os.kill(os.getpid(), signal.SIGINT)
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", interrupted)
+        assert main(["resume", str(run)]) == 130
+    assert "befit resume: stopped; what was finished is kept" in capsys.readouterr().err
+    assert main(["resume", str(run)]) == 0
+    found = stages(run)
+    assert not found.pop("evaluate") and all(found.values())
+    assert weights(run) == weights(workshop / "run")
+    for file in ("scores.json", "chosen.json"):
+        (a,), (b,) = (list((workshop / name).glob(f"stages/*/{file}")) for name in ("killed", "run"))
+        assert a.read_bytes() == b.read_bytes()
+    assert summary(run)["child"]["kl"] == summary(workshop / "run")["child"]["kl"]
