@@ -20,6 +20,7 @@ from befit.rundir import (
     read_json,
     read_tensors,
     replacing,
+    replacing_folder,
     write_json,
     write_tensors,
     write_text,
@@ -180,3 +181,15 @@ def test_a_stage_that_failed_is_made_again_and_finds_its_files(tmp_path: Path) -
         run.stage("library", "k", make)
     run.stage("library", "k", make)
     assert found == [False, True] and [stage.reused for stage in run.stages] == [False]
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    with replacing_folder(tmp_path / "child") as folder:
+        (folder / "a").write_text("first")
+    with pytest.raises(DiskFull, match="child"), replacing_folder(tmp_path / "child") as folder:
+        (folder / "a").write_text("second")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert (tmp_path / "child" / "a").read_text() == "first"
+    with replacing_folder(tmp_path / "child") as folder:
+        (folder / "b").write_text("third")
+    assert [p.name for p in tmp_path.iterdir()] == ["child"] and [p.name for p in (tmp_path / "child").iterdir()] == ["b"]

@@ -8,6 +8,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,19 +34,44 @@ def replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise DiskFull(
-                f"no room on the disk for {path}; free some space and run the same command again: "
-                "everything finished so far is kept"
-            ) from error
-        raise
+        with _room_for(path):
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside `path`; it takes its place when the block ends well. Raises `DiskFull` as `replacing`."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with _room_for(path):
+            temporary.mkdir(parents=True)
+            yield temporary
+            shutil.rmtree(path, ignore_errors=True)
+            temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _room_for(path: Path) -> Iterator[None]:
+    """Turn the system's "no space left" into `DiskFull`, which safetensors reports as an error of its own."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        code = error.errno if isinstance(error, OSError) else None
+        if code != errno.ENOSPC and f"os error {errno.ENOSPC}" not in str(error):
+            raise
+        raise DiskFull(
+            f"no room on the disk for {path}; free some space and run the same command again: "
+            "everything finished so far is kept"
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -66,16 +92,10 @@ def read_json(path: Path) -> Any:
 
 def write_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
     """Write a safetensors file whole or not at all."""
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with replacing(path) as temporary:
-        try:
-            save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary)
-        except SafetensorError as error:  # It reports a full disk as an error of its own.
-            if f"os error {errno.ENOSPC}" in str(error):
-                raise OSError(errno.ENOSPC, str(error)) from error
-            raise
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary)
 
 
 def read_tensors(path: Path) -> dict[str, Any]:

@@ -33,8 +33,8 @@ from befit.puzzle.local import build_library
 from befit.puzzle.polish import TrueKl
 from befit.puzzle.prices import Prices
 from befit.puzzle.record import Findings, record
-from befit.puzzle.score import Scores, score, score_task
-from befit.rundir import digest, read_json, read_tensors, write_json, write_tensors
+from befit.puzzle.score import Scores, load_task, score, score_task
+from befit.rundir import digest, read_json, read_tensors, replacing_folder, write_json, write_tensors
 
 
 def puzzle(config: PuzzleConfig, *, progress: Progress = silent) -> dict[str, Any]:
@@ -207,7 +207,8 @@ def heal_stage(job: Job, library: Library, name: str, arch: DecoderArch) -> tupl
     child = free(library.assemble(arch))
     result = heal(child, library.parent, rows, config, folder)  # Done by now: this only reads.
     if name == "child":
-        save(child, job.run.folder / "child", job.parent.tokenizer)
+        with replacing_folder(job.run.folder / "child") as folder:
+            save(child, folder, job.parent.tokenizer)
     return child, result
 
 
@@ -246,19 +247,6 @@ def with_measured(costs: Mapping[str, float], time: Latency, workload: Workload)
     measured = {"prefill_ms": time.prefill_ms, "decode_ms": time.decode_ms}
     measured |= {"latency_ms": time.latency_ms(workload), "tokens_per_s": time.tokens_per_s(workload)}
     return dict(costs) | measured
-
-
-def load_task(name: str) -> Any:
-    """The function a user named as task:MODULE:FUNCTION. Raises `BadData` if there is none."""
-    import importlib
-
-    from befit.errors import BadData
-
-    module, _, function = name.removeprefix("task:").partition(":")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise BadData(f"{name!r} cannot be imported ({error}); give task:MODULE:FUNCTION on the Python path") from error
 
 
 def _times(job: Job, models: Mapping[str, BefitForCausalLM], workload: Workload) -> dict[str, Latency]:
