@@ -51,6 +51,11 @@ VAGUE_NAMES = {"util", "utils", "misc", "common", "helper", "helpers", "manager"
 TESTED_IN = {
     "__main__.py": "test_cli.py",
     "cost/workload.py": "test_budget.py",
+    "puzzle/baselines.py": "puzzle/test_choose.py",
+    "puzzle/job.py": "puzzle/test_pipeline.py",
+    "puzzle/library.py": "puzzle/test_local.py",
+    "puzzle/plan.py": "test_cli.py",
+    "puzzle/record.py": "puzzle/test_pipeline.py",
     "lm/llama.py": "lm/test_families.py",
     "lm/mistral.py": "lm/test_families.py",
     "lm/qwen2.py": "lm/test_families.py",

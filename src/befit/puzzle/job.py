@@ -20,6 +20,7 @@ from befit.lm.parent import Parent, find, load_parent, read_config
 from befit.progress import Progress
 from befit.puzzle.config import PuzzleConfig
 from befit.puzzle.prices import check_counted
+from befit.puzzle.score import load_task
 from befit.rundir import Run, digest, read_tensors, write_tensors
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -50,10 +51,13 @@ def batches_of(config: PuzzleConfig, budget: Budget, workload: Workload) -> tupl
 def check(config: PuzzleConfig, budget: Budget, workload: Workload) -> DecoderSpace:
     """Everything that can be refused before anything is written, from the parent's configuration alone; its space.
 
-    Raises `UnsupportedModel`, `IllegalArch` for an unknown variant, `Infeasible` for bounds on counted costs.
+    Raises `UnsupportedModel`, `IllegalArch` for an unknown variant, `BadData` for a task that cannot be imported,
+    `Infeasible` for bounds on counted costs.
     """
     plain = read_config(find(config.parent))
     space = space_of(config, family_of(plain).describe(plain), workload)
+    if config.score.metric.startswith("task:"):
+        load_task(config.score.metric)
     check_counted(space, budget, workload, min(batches_of(config, budget, workload)))
     return space
 

@@ -10,6 +10,7 @@ give the layer an interaction g, joint = s_a + s_f + g sqrt(s_a s_f); or all pai
 Shapes: N sequences, B batch, T tokens, D hidden, V vocabulary, R replacements of one layer.
 """
 
+import importlib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -174,6 +175,15 @@ def score_task(library: Library, task: Callable[[BefitForCausalLM], float], *, p
         blocks = (*own.blocks[:layer], block, *own.blocks[layer + 1 :])
         layers[layer][block.name] = task(library.compose(DecoderArch(blocks=blocks))) - base
     return with_interaction(layers, space)
+
+
+def load_task(name: str) -> Any:
+    """The function a user named as task:MODULE:FUNCTION. Raises `BadData` if there is none."""
+    module, _, function = name.removeprefix("task:").partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise BadData(f"{name!r} cannot be imported ({error}); give task:MODULE:FUNCTION on the Python path") from error
 
 
 def with_interaction(layers: Iterable[Table], space: DecoderSpace) -> Scores:
