@@ -91,6 +91,17 @@ def test_inputs_that_make_no_sense(child: BefitForCausalLM) -> None:
         BefitForCausalLM._from_config(child.config, attn_implementation="flash_attention_2")
 
 
+def test_every_query_may_look_somewhere(child: BefitForCausalLM) -> None:
+    """Left padding has queries with nothing to see; a softmax over nothing is not a number on some devices."""
+    mask = torch.ones(2, 9, dtype=torch.long)
+    mask[1, :4] = 0
+    masks = child.model.begin(torch.zeros(2, 9, 32), attention_mask=mask).masks
+    assert masks.keys() == {4, None}
+    for seen in masks.values():
+        assert seen is not None and seen.any(-1).all()
+        assert not seen[1, 0, 4:, :4].any() and not seen[0, 0].triu(1).any()
+
+
 def test_positions_may_be_given(child: BefitForCausalLM) -> None:
     """Packed sequences give their own; rotary embedding is relative, so a shift changes nothing."""
     tokens = tiny.tokens(1, 9)
