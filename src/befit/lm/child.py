@@ -89,6 +89,7 @@ def from_parent(model: Any, config: Any | None = None) -> BefitForCausalLM:
     config = config or config_for(model.config, family_of(model.config).describe(model.config).arch)
     row = build(config, dtype=model.dtype)
     adopt(row, dict(model.state_dict()))
+    row.generation_config = copy.deepcopy(model.generation_config)
     return row
 
 

@@ -4,6 +4,7 @@ A child is assembled from the library without computing anything: sub-blocks tha
 tensors, the others come from their layer's file.
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,6 +88,7 @@ class Library:
                 for name, tensor in self.tensors(layer, kind, variant).items():
                     named[f"model.layers.{layer}.{name}"] = tensor
         adopt(model, named)
+        model.generation_config = copy.deepcopy(self.parent.generation_config)
         return model
 
     @torch.inference_mode(False)
@@ -114,5 +116,6 @@ def free(model: BefitForCausalLM) -> BefitForCausalLM:
     """A copy of a child that shares no tensor with its library, for training."""
     twin = build(model.config, dtype=model.dtype)
     adopt(twin, {name: t.detach().clone() for name, t in model.state_dict().items()})
+    twin.generation_config = copy.deepcopy(model.generation_config)
     assert next(twin.parameters()).device != torch.device("meta")
     return twin
