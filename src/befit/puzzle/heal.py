@@ -14,7 +14,6 @@ Shapes: N sequences, B batch, T tokens, D hidden.
 """
 
 import copy
-import errno
 import math
 import shutil
 import time
@@ -29,7 +28,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from befit.errors import BadData, BefitError, DiskFull, RunConflict
+from befit.errors import BadData, BefitError, RunConflict
 from befit.lm.child import adopt, arch_of, build
 from befit.lm.distill import cosine, head_kl, outputs
 from befit.lm.modeling_befit import BefitForCausalLM
@@ -205,11 +204,11 @@ class _Healing:
             now = time.monotonic()
             self.seconds = already + now - start
             if main and step + 1 < self.steps and now - saved >= self.config.checkpoint_seconds:
-                _write(self.checkpoint, self._state())
+                write_tensors(self.checkpoint, self._state())
                 saved = time.monotonic()
         losses, kl = self._losses().t().tolist()
         if main:
-            _write(self.healed, {name: w.to(self.dtype) for name, w in self.weights.items()})
+            write_tensors(self.healed, {name: w.to(self.dtype) for name, w in self.weights.items()})
             told = {"steps": self.steps, "tokens": self.steps * self.config.batch * self.blocks.shape[1]}
             told |= {"losses": losses, "kl": kl, "seconds": round(self.seconds, 3)}
             write_json(self.healed.with_name("heal.json"), told)
@@ -275,18 +274,6 @@ class _Healing:
             for name, weight in self.weights.items():
                 weight.copy_(state[f"weight {name}"])
         return len(self.curve)
-
-
-def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    """`write_tensors`, for a library that reports a full disk as an error of its own."""
-    try:
-        write_tensors(path, tensors)
-    except SafetensorError as error:
-        if f"os error {errno.ENOSPC}" not in str(error):
-            raise
-        raise DiskFull(
-            f"no room on the disk for {path}; free some space and run the same command again: it goes on from the last checkpoint"
-        ) from error
 
 
 def _claim(folder: Path, key: str) -> None:
