@@ -48,7 +48,9 @@ def main() -> None:
     for stage in summary["stages"]:
         print(f"{stage['name']:<16}{stage['seconds']:>8.1f} s")
     accuracy = summary["accuracy"]
-    print(f"latency prediction on held-out models: median {accuracy['median_error']:.1%}, worst {accuracy['worst_error']:.1%}")
+    print(
+        f"latency prediction on held-out models: median {accuracy['median_error']:.1%}, worst {accuracy['worst_error']:.1%}"
+    )
 
 
 if __name__ == "__main__":

@@ -53,7 +53,9 @@ def table(kind: str, seed: int) -> Table:
             score.ravel()[25::50] *= 1e3
     layers = [
         tuple(
-            Option(name=f"{i}.{j}", score=score[i, j], costs={"memory_bytes": memory[i, j], "latency_ms": time_ms[i, j]})
+            Option(
+                name=f"{i}.{j}", score=score[i, j], costs={"memory_bytes": memory[i, j], "latency_ms": time_ms[i, j]}
+            )
             for j in range(shape[1])
         )
         for i in range(LAYERS)

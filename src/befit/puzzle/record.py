@@ -66,7 +66,7 @@ def record(found: Findings) -> dict[str, Any]:
         "baselines": models,
         "scores": {"layers": _score_rows(job, scores)},
         "ranking": {"block_influence": list(ranking.influence)},
-        "front": _front(job, own, scores, chosen, results["child"]["kl"]),
+        "front": _front(job, own, scores, chosen),
         "accuracy": _accuracy(own),
         "local": read_json(library.folder / "errors.json"),
         "funnel": _funnel(job, scores, chosen),
@@ -143,7 +143,7 @@ def _score_rows(job: Job, scores: Scores) -> list[dict[str, Any]]:
     return rows
 
 
-def _front(job: Job, prices: Prices, scores: Scores, chosen: Chosen, kl: float) -> list[dict[str, Any]]:
+def _front(job: Job, prices: Prices, scores: Scores, chosen: Chosen) -> list[dict[str, Any]]:
     """Solved budgets around this one, and the child itself."""
     shown = ("latency_ms", "memory_bytes", "params")
     resolved = job.budget.resolve(prices.arch(job.space.shape.arch))
@@ -156,7 +156,14 @@ def _front(job: Job, prices: Prices, scores: Scores, chosen: Chosen, kl: float) 
     own = {name: prices.arch(chosen.arch)[name] for name in shown}
     return [
         *(p | {"chosen": False} for p in points),
-        {"budget": str(job.budget), "kl_sum": chosen.kl_sum, "kl": kl, "costs": own, "kind": "child", "chosen": True},
+        {
+            "budget": str(job.budget),
+            "kl_sum": chosen.kl_sum,
+            "kl": chosen.kl,
+            "costs": own,
+            "kind": "child",
+            "chosen": True,
+        },
     ]
 
 
