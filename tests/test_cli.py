@@ -259,6 +259,7 @@ def test_solving_a_run_anew(workshop: Path, capsys: pytest.CaptureFixture[str]) 
         assert found[share]["costs"]["memory_bytes"] <= float(share[:-1]) / 100 * parent["memory_bytes"]
         assert any(name.startswith("kv") for name in found[share]["names"])
     assert found["100%"]["score"] <= found["80%"]["score"] < found["45%"]["score"]
+    assert main(["solve", str(run), "--budget=cache=10%"]) == 2  # a choice without any attention would do
     assert contents(run) == before
 
 
