@@ -58,8 +58,9 @@ class HealConfig:
     """Largest norm of a step's gradient; a longer one is shortened to it."""
     kl_weight: float = 1.0
     """Factor of KL(parent || child) on the logits, in nats per token."""
-    cosine_weight: float = 1.0
-    """Factor of 1 - cos between the hidden states, mean over layers and tokens."""
+    cosine_weight: float = 8.0
+    """Factor of 1 - cos between the hidden states, mean over layers and tokens; Puzzle's sum over layers is the number
+    of layers here."""
     temperature: float = 1.0
     """Logits are divided by it before the KL, which is multiplied by its square."""
     checkpoint_seconds: float = 60.0
