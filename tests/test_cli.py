@@ -1,5 +1,6 @@
 """The command line: what it prints, what it refuses and how, and that nothing is lost by a refusal."""
 
+import errno
 import json
 import os
 import re
@@ -280,6 +281,28 @@ def test_the_result_goes_to_stdout_and_the_rest_to_stderr(workshop: Path, capsys
     assert "parent" in told.out and "child" in told.out and "KL before healing" in told.out
     assert "memory <= 70%" in told.out and "counted, kept" in told.out
     assert str(workshop / "run" / "child") in told.out and "library" not in told.out
+
+
+def test_a_full_disk_stops_the_run_and_loses_nothing(
+    workshop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = tiny_run.command(workshop, workshop / "full", BUDGET, "--heal.tokens=128")
+    flush, files = os.fsync, list[int]()
+
+    def full(number: int) -> None:
+        files.append(number)
+        if len(files) > 7:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        flush(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert main(arguments) == 2
+    assert "befit puzzle: no room on the disk for" in capsys.readouterr().err
+    kept = {path: path.stat().st_mtime_ns for path in (workshop / "full").glob("stages/*/*")}
+    assert kept and not [path for path in kept if path.name.startswith(".")]
+    assert main(arguments) == 0
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
 def test_the_interrupt_key_ends_with_130_and_a_sentence(
