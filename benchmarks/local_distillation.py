@@ -1,4 +1,4 @@
-"""What blockwise local distillation is worth: the same budget, once with the training-free library and once with the distilled one.
+"""What blockwise local distillation is worth: the same budget, with the training-free library and with the distilled one.
 
     python benchmarks/local_distillation.py --out runs/local --results benchmarks/results/local_distillation.json
 
