@@ -149,9 +149,12 @@ def measure_verb(arguments: Sequence[str]) -> None:
     _quiet()
     from befit.progress import Bars
     from befit.puzzle.pipeline import measure_only
+    from befit.puzzle.record import price_line, price_rows
 
     with Bars() as progress:
-        _show_rows(measure_only(config, progress=progress), "Measured on this device")
+        prices = measure_only(config, progress=progress)
+    _show_rows(price_rows(prices), "Measured on this device")
+    print(price_line(prices))
 
 
 def parent_verb(arguments: Sequence[str]) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from befit.arch.decoder import DecoderArch
-from befit.budget import human
 from befit.cost.latency import Latency, LatencyTable
 from befit.cost.workload import Workload
 from befit.lm.child import save
@@ -55,19 +54,10 @@ def puzzle(config: PuzzleConfig, *, progress: Progress = silent) -> dict[str, An
     return record(Findings(job, library, ranking, scores, prices, chosen, archs, results, healed["child"][1]))
 
 
-def measure_only(config: PuzzleConfig, *, progress: Progress = silent) -> list[dict[str, str]]:
-    """Measure, or read, the cost table of a parent on this device: rows for a terminal, one a sub-block."""
+def measure_only(config: PuzzleConfig, *, progress: Progress = silent) -> Prices:
+    """Measure, or read, the cost table of a parent on this device, and nothing else."""
     job = Job.open(config, progress)
-    prices = price_stage(job, job.parent.model.config, job.workload.batch)
-    table, work = prices.latency, prices.workload
-    kinds = {"fixed": {"embedding and head": table.base}, "attention": table.attention, "FFN": table.ffn}
-    rows = []
-    for kind, times in kinds.items():
-        for name, time in times.items():
-            row = {"part": kind, "variant": name}
-            told = {"prefill_ms": time.prefill_ms, "decode_ms": time.decode_ms, "latency_ms": time.latency_ms(work)}
-            rows.append(row | {word.removesuffix("_ms"): human(word, value) for word, value in told.items()})
-    return rows
+    return price_stage(job, job.parent.model.config, job.workload.batch)
 
 
 def rank_stage(job: Job) -> Ranking:

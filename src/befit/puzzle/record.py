@@ -4,8 +4,8 @@ Counted numbers stand plain; times are told twice, `predicted` and `measured`, a
 """
 
 import platform
-import time
 from collections.abc import Mapping
+from time import gmtime, strftime
 from typing import Any, NamedTuple
 
 import torch
@@ -55,7 +55,7 @@ def record(found: Findings) -> dict[str, Any]:
     summary = {
         "befit": _version(),
         "title": f"{job.parent.name}, {job.budget}",
-        "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "made": strftime("%Y-%m-%dT%H:%M:%SZ", gmtime()),
         "seed": job.config.seed,
         "command": f'befit puzzle --parent "{job.parent.name}" --budget "{job.config.budget}" --out {job.config.out}',
         "device": _device(job),
@@ -244,6 +244,30 @@ def table_rows(summary: Mapping[str, Any]) -> list[dict[str, str]]:
         row["KL before healing"] = f"{told['kl_before_heal']:.4f}" if name != "parent" else "0"
         rows.append(row)
     return rows
+
+
+def price_rows(prices: Prices) -> list[dict[str, str]]:
+    """The measured cost table for a terminal: one row for each distinct sub-block."""
+    table, work = prices.latency, prices.workload
+    kinds = {"fixed": {"embedding and head": table.base}, "attention": table.attention, "FFN": table.ffn}
+    rows = []
+    for kind, times in kinds.items():
+        for name, time in times.items():
+            told = {"prefill": time.prefill_ms, "decode": time.decode_ms, "latency": time.latency_ms(work)}
+            rows.append({"part": kind, "variant": name} | {w: human("latency_ms", ms) for w, ms in told.items()})
+    return rows
+
+
+def price_line(prices: Prices) -> str:
+    """How far predictions from the table are off on whole models that were not fitted."""
+    found = _accuracy(prices)
+    if found["median_error"] is None:
+        return "No whole model was kept out of the fit, so the error of predictions is unknown."
+    count = len(prices.latency.held_out)
+    return (
+        f"Predicted latency of {count} whole models that were not in the fit: off by {found['median_error']:.1%} "
+        f"at the median, {found['worst_error']:.1%} at worst."
+    )
 
 
 def budget_lines(summary: Mapping[str, Any]) -> list[str]:
