@@ -35,7 +35,17 @@ _HOMES = {
     "solve": "befit.puzzle.solve",
 }
 
-__all__ = list(_HOMES)
+__all__ = [
+    "BefitError",
+    "Budget",
+    "DecoderArch",
+    "DecoderSpace",
+    "Infeasible",
+    "PuzzleConfig",
+    "Workload",
+    "load",
+    "solve",
+]
 
 
 def __getattr__(name: str) -> Any:

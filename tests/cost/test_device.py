@@ -1,6 +1,7 @@
 """The clock's bookkeeping. No time is asserted: only what was called, in which order, and what is reported."""
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -29,9 +30,9 @@ def test_unknown_and_absent_devices_are_refused(monkeypatch: pytest.MonkeyPatch)
 
 def test_steps_take_turns_and_get_equal_counts() -> None:
     calls: list[str] = []
-    heard: list[int] = []
+    heard: list[Any] = []
 
-    def hear(items: Iterable[int], label: str, total: int | None = None) -> Iterator[int]:
+    def hear(items: Iterable[Any], label: str, total: int | None = None) -> Iterator[Any]:
         assert (label, total) == ("time in turns", 3)
         for item in items:
             heard.append(item)

@@ -160,7 +160,12 @@ def test_bounds_on_times_are_measured_at_several_batches(workshop: Path, other: 
 
 def test_scores_may_come_from_a_function_of_the_user(workshop: Path) -> None:
     run = workshop / "task"
-    more = ["--score.metric=task:tests.tiny_run:weight_sum", "--score.joint=none", "--heal.tokens=128", "--polish.evaluations=1"]
+    more = [
+        "--score.metric=task:tests.tiny_run:weight_sum",
+        "--score.joint=none",
+        "--heal.tokens=128",
+        "--polish.evaluations=1",
+    ]
     assert main(tiny_run.command(workshop, run, BUDGET, *more)) == 0
     told = summary(run)
     lost = told["parent"]["params"] - told["child"]["params"]
