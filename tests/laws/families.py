@@ -33,7 +33,8 @@ from befit.arch.decoder import (
 from befit.cost.count import count
 from befit.cost.workload import Workload
 from befit.lm.child import adopt, arch_of, build, config_for, from_parent
-from befit.lm.family import Family, family_of
+from befit.lm.families import family_of
+from befit.lm.family import Family
 from befit.lm.modeling_befit import BefitForCausalLM
 from befit.lm.rank import rank
 from befit.lm.slice import initial

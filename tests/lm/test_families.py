@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM  # noqa: E402
 
 from befit.errors import UnsupportedModel  # noqa: E402
 from befit.lm.child import arch_of, load, save  # noqa: E402
-from befit.lm.family import family_of  # noqa: E402
+from befit.lm.families import family_of  # noqa: E402
 from befit.lm.modeling_befit import MODELS, PARTS  # noqa: E402
 from laws.families import CASES, FAMILIES, IDS, LAWS, Case, close, logits  # noqa: E402
 

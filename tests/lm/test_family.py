@@ -9,7 +9,7 @@ import tiny
 from befit.arch.decoder import Attention, Block, DecoderArch, Ffn, NoOp
 from befit.errors import UnsupportedModel
 from befit.lm.child import config_for
-from befit.lm.family import family_of
+from befit.lm.families import family_of
 
 
 def describe(config: Any) -> Any:

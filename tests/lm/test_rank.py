@@ -6,7 +6,7 @@ from torch import nn
 
 import tiny
 from befit.lm.child import from_parent
-from befit.lm.family import family_of
+from befit.lm.families import family_of
 from befit.lm.rank import Ranking, rank
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 import tiny
 from befit.arch.decoder import Attention, Ffn, Linear, NoOp, Variant
 from befit.lm.child import half
-from befit.lm.family import family_of
+from befit.lm.families import family_of
 from befit.lm.slice import initial, own_half, pool_heads
 
 VARIANTS: list[tuple[str, Variant]] = [

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny
-from befit.lm.family import family_of
+from befit.lm.families import family_of
 from befit.lm.rank import Ranking
 from befit.lm.sort import channels, order, sort
 

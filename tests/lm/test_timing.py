@@ -20,7 +20,7 @@ from befit.cost.workload import Workload
 from befit.errors import BefitError, IllegalArch
 from befit.lm import timing
 from befit.lm.child import build, config_for
-from befit.lm.family import family_of
+from befit.lm.families import family_of
 from befit.lm.timing import (
     Bench,
     Effort,

@@ -8,7 +8,7 @@ from tests import tiny
 
 from befit.arch.space import DecoderSpace
 from befit.lm.child import arch_of
-from befit.lm.family import family_of
+from befit.lm.families import family_of
 from befit.puzzle.library import Library
 from befit.puzzle.local import LocalConfig, build_library
 

@@ -14,7 +14,7 @@ from befit.cost.count import count
 from befit.cost.device import Device
 from befit.cost.latency import Correction, Latency, LatencyTable
 from befit.cost.workload import Workload
-from befit.lm.family import family_of
+from befit.lm.families import family_of
 from befit.puzzle.prices import Prices
 from befit.puzzle.score import Scores
 

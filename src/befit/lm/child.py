@@ -14,7 +14,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from befit.arch.decoder import Attention, Block, DecoderArch, Ffn, Linear, NoOp
 from befit.errors import IllegalArch, UnsupportedModel
-from befit.lm.family import family_of
+from befit.lm.families import family_of
 from befit.lm.modeling_befit import MODELS, BefitForCausalLM, BefitLayer, window_of
 
 

@@ -1,6 +1,6 @@
 """What a family of language models must tell befit: how its configuration describes the network, and what its parts are called.
 
-A family is one small file with one `Family` value (see `befit.lm.llama`), one line in `FAMILIES` below and one row of
+A family is one small file with one `Family` value (see `befit.lm.llama`), one line in `befit.lm.families` and one row of
 classes in `befit.lm.modeling_befit.PARTS`. Listing it in `tests/laws/families.py` then tests everything befit does with it.
 """
 
@@ -70,16 +70,3 @@ def _window(config: Any, index: int) -> int | None:
     if types is not None and types[index] == "full_attention":
         return None
     return getattr(config, "sliding_window", None)
-
-
-def family_of(config: Any) -> Family:
-    """The family of a transformers configuration. Raises `UnsupportedModel` naming what was found and what is known."""
-    from befit.lm import llama, mistral, qwen2, qwen3
-
-    families = {module.FAMILY.model_type: module.FAMILY for module in (llama, mistral, qwen2, qwen3)}
-    if config.model_type not in families:
-        raise UnsupportedModel(
-            f"the parent is of family {config.model_type!r} ({', '.join(config.architectures or ['no architecture named'])}); "
-            f"supported families: {', '.join(families)}"
-        )
-    return families[config.model_type]

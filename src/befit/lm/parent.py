@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from befit.arch.decoder import DecoderShape
 from befit.errors import UnsupportedModel
 from befit.lm.child import from_parent
-from befit.lm.family import Family, family_of
+from befit.lm.families import family_of
+from befit.lm.family import Family
 from befit.lm.modeling_befit import BefitForCausalLM
 
 EMBEDDED = Path(__file__).parent.parent / "assets" / "parent"

@@ -15,7 +15,7 @@ from befit.cost.workload import Workload
 from befit.errors import IllegalArch
 from befit.lm.data import Blocks, load_blocks
 from befit.lm.data import digest as tensor_digest
-from befit.lm.family import family_of
+from befit.lm.families import family_of
 from befit.lm.parent import Parent, find, load_parent, read_config
 from befit.progress import Progress
 from befit.puzzle.config import PuzzleConfig
