@@ -1,6 +1,7 @@
-"""Write the measured block of README.md from benchmarks/results/demo.json, so that no number there is typed by hand.
+"""Write the measured block of README.md and docs/results.md from benchmarks/results, so that no number is typed by hand.
 
-The result file is the `summary.json` of a `make demo` run, unchanged. A test compares README.md with what this writes.
+`demo.json` is the `summary.json` of a `make demo` run with the commit it was made at; the other files are what the scripts in
+benchmarks/ write. A test compares both pages with what this writes.
 
     cp runs/demo/summary.json benchmarks/results/demo.json
     python docs/update_figures.py
@@ -13,7 +14,10 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-RESULT = ROOT / "benchmarks" / "results" / "demo.json"
+RESULTS = ROOT / "benchmarks" / "results"
+RESULT = RESULTS / "demo.json"
+PAGE = ROOT / "docs" / "results.md"
+TRAINING = ROOT / "src" / "befit" / "assets" / "parent" / "training.json"
 
 BEGIN = "<!-- demo:begin -->"
 END = "<!-- demo:end -->"
@@ -25,19 +29,61 @@ def updated(readme: str, summary: Mapping[str, Any] | None) -> str:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"README.md needs one block between {BEGIN} and {END}")
-    text = block(summary) if summary is not None else "No result is recorded yet.\n"
+    text = f"{block(summary)}\n{parent_line()}\n" if summary is not None else "No result is recorded yet.\n"
     return f"{before}{BEGIN}\n{text}{END}{after}"
 
 
-def block(summary: Mapping[str, Any]) -> str:
-    """The demo's result in Markdown: one row for each model, then how good the predictions were and where time went."""
+def parent_line() -> str:
+    """The embedded parent's size and its loss on documentation it was not trained on."""
+    told = json.loads(TRAINING.read_text())
+    return (
+        f"The embedded parent has {told['parameters'] / 1e6:.2f} M parameters and a loss of "
+        f"{told['held_out_loss_per_token']:.3f} nats a token ({told['held_out_loss_per_byte']:.3f} a byte) on "
+        f"{told['held_out_tokens']:,} tokens of held-out documentation, 512 at a time."
+    )
+
+
+def page() -> str:
+    """docs/results.md: every recorded result, with the script that makes it again."""
+    gpu, local, reuse, solver = (
+        json.loads((RESULTS / f"{name}.json").read_text())
+        for name in ("puzzle_gpu", "local_distillation", "score_reuse", "solve_scale")
+    )
+    free, distilled = (local["kl_before_heal"][name] for name in ("training-free", "distilled"))
+    pairs = "; ".join(f"{a:.3f} → {b:.3f}" for a, b in zip(free, distilled, strict=True))
+    slowest = max(max(row["seconds"]) for row in solver["rows"])
+    gap = max(row["largest_gap"] for row in solver["rows"])
+    fast = reuse["times_as_fast"]
+    sections = {
+        "The demo on a CPU": block(json.loads(RESULT.read_text())),
+        "The whole pipeline on a GPU": block(gpu, "`python benchmarks/puzzle_gpu.py`")
+        + f"\nWorkload: {gpu['workload']['batch']} requests of {gpu['workload']['prompt']} prompt and "
+        + f"{gpu['workload']['generate']} generated tokens. Made at commit {gpu['commit']}.\n",
+        "Local distillation": f"`python benchmarks/local_distillation.py` ({local['device']}, {local['seeds']} seeds, budget "
+        + f"`{local['budget']}`): KL of the child before healing, training-free library → distilled library: {pairs}; "
+        + f"{local['mean_ratio']['distilled']:.2f} of it on average. Made at commit {local['commit']}.\n",
+        "Scoring with reuse": f"`python benchmarks/score_reuse.py` ({reuse['device']['name']}, threads: "
+        + f"{reuse['device']['threads']}): {fast['naive']:.1f} times as fast as running parent and child whole for each of "
+        + f"{reuse['replacements']} replacements, {fast['cached']:.1f} times as fast as running the child whole beside kept "
+        + f"outputs of the parent; largest difference {max(reuse['largest_difference_nats'].values()):.1e} nats.\n",
+        "Solver": f"`python benchmarks/solve_scale.py`: {solver['layers']} layers of {solver['options']} options under two "
+        + f"bounds, proven optimal (largest gap {gap:g}), {slowest:.1f} s for the slowest of all tables.\n",
+    }
+    head = (
+        "# Results\n\nWritten by `docs/update_figures.py` from `benchmarks/results`; every section names its script.\n"
+    )
+    return head + "".join(f"\n## {title}\n\n{text}" for title, text in sections.items())
+
+
+def block(summary: Mapping[str, Any], command: str = "`make demo`") -> str:
+    """A run's result in Markdown: one row for each model, then how good the predictions were and where time went."""
     parent, child, device = summary["parent"], summary["child"], summary["device"]
     baselines = sorted(summary["baselines"].items(), key=lambda entry: entry[1]["kl"])
     models = {"parent": parent, "**child**": child, **dict(baselines)}
     machine = f"{device['name']} ({device['engine']}, {device['dtype']})"
     met = "met" if summary["budget"]["met"] else "not met"
     lines = [
-        f"`make demo`, which asks for `{summary['budget']['text']}`, on {machine}:",
+        f"{command}, which asks for `{summary['budget']['text']}`, on {machine}:",
         "",
         "| | parameters | memory | latency, measured | loss | KL before healing | KL to the parent |",
         "|---|--:|--:|--:|--:|--:|--:|",
@@ -80,9 +126,10 @@ def _seconds(summary: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    """Rewrite README.md in place."""
+    """Rewrite README.md and docs/results.md in place."""
     summary = json.loads(RESULT.read_text()) if RESULT.exists() else None
     README.write_text(updated(README.read_text(), summary))
+    PAGE.write_text(page())
 
 
 if __name__ == "__main__":

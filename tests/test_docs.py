@@ -120,6 +120,7 @@ def test_figures_are_the_recorded_ones(figures: ModuleType) -> None:
     recorded: Mapping[str, Any] | None = json.loads(figures.RESULT.read_text()) if figures.RESULT.exists() else None
     readme = (ROOT / "README.md").read_text()
     assert readme == figures.updated(readme, recorded), "run: python docs/update_figures.py"
+    assert figures.PAGE.read_text() == figures.page(), "run: python docs/update_figures.py"
 
 
 def _model(scale: float, kl: float) -> dict[str, Any]:
