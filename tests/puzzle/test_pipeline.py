@@ -146,6 +146,8 @@ def test_another_budget_trains_nothing_again(workshop: Path, other: Path) -> Non
     limit = 0.85 * parent["memory_bytes"]
     assert limit >= child["memory_bytes"] > summary(workshop / "run")["child"]["memory_bytes"]
     assert child["kl_before_heal"] < summary(workshop / "run")["child"]["kl_before_heal"]
+    earlier = [point for point in summary(other)["front"] if point["kl"] is not None and not point["chosen"]]
+    assert summary(workshop / "run")["child"]["memory_bytes"] in [point["costs"]["memory_bytes"] for point in earlier]
 
 
 def test_bounds_on_times_are_measured_at_several_batches(workshop: Path, other: Path) -> None:

@@ -153,6 +153,11 @@ def _front(job: Job, prices: Prices, scores: Scores, chosen: Chosen) -> list[dic
         points.append(
             {"budget": point["budget"], "kl_sum": point["kl_sum"], "kl": None, "costs": costs, "kind": "solved"}
         )
+    for other in _earlier(job, chosen):
+        costs = {name: prices.arch(other.arch)[name] for name in shown}
+        points.append(
+            {"budget": str(other.budget), "kl_sum": other.kl_sum, "kl": other.kl, "costs": costs, "kind": "solved"}
+        )
     own = {name: prices.arch(chosen.arch)[name] for name in shown}
     return [
         *(p | {"chosen": False} for p in points),
@@ -165,6 +170,12 @@ def _front(job: Job, prices: Prices, scores: Scores, chosen: Chosen) -> list[dic
             "chosen": True,
         },
     ]
+
+
+def _earlier(job: Job, chosen: Chosen) -> list[Chosen]:
+    """Children that this run directory chose for other budgets, at the same batch."""
+    found = [Chosen.from_json(read_json(path)) for path in sorted(job.run.folder.glob("stages/choose-*/chosen.json"))]
+    return [other for other in found if other.arch != chosen.arch and other.batch == chosen.batch]
 
 
 def _accuracy(prices: Prices) -> dict[str, Any]:
