@@ -261,6 +261,12 @@ def test_solving_a_run_anew(workshop: Path, capsys: pytest.CaptureFixture[str]) 
         assert any(name.startswith("kv") for name in found[share]["names"])
     assert found["100%"]["score"] <= found["80%"]["score"] < found["45%"]["score"]
     assert main(["solve", str(run), "--budget=cache=10%"]) == 2  # a choice without any attention would do
+    capsys.readouterr()
+    answers = []
+    for text in ("throughput>=1.25x", "latency<=80%", "throughput>=1.25x, latency<=90%"):
+        assert main(["solve", str(run), f"--budget={text}"]) == 0
+        answers.append(json.loads(capsys.readouterr().out))
+    assert answers[0]["choice"] == answers[1]["choice"] == answers[2]["choice"]  # the same bound in other words
     assert contents(run) == before
 
 

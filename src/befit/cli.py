@@ -199,9 +199,14 @@ def _absolute(run: Path, budget: str) -> str:
     if not (run / "table.json").is_file():
         raise RunConflict(f"{run} has no table.json; finish the run first: befit resume {run}")
     parent = read_json(run / "parent_costs.json")
-    bounds = Budget.parse(budget).resolve(parent).bounds
+    limits = dict[str, float]()
+    for bound in Budget.parse(budget).resolve(parent).bounds:
+        cost, limit = bound.cost, bound.value
+        if cost == "tokens_per_s":  # At the run's batch, tokens a second times latency is the same for every child.
+            cost, limit = "latency_ms", parent["tokens_per_s"] * parent["latency_ms"] / limit
+        limits[cost] = min(limit, limits.get(cost, limit))
     # A child must keep attention somewhere; the table counts where.
-    return ", ".join([*(f"{bound.cost}{bound.op}{bound.value!r}" for bound in bounds), "attention_layers>=1"])
+    return ", ".join([*(f"{cost}<={limit!r}" for cost, limit in limits.items()), "attention_layers>=1"])
 
 
 def _show_rows(rows: Sequence[dict[str, str]], title: str) -> None:
