@@ -70,7 +70,7 @@ class PuzzleConfig:
     baselines: bool = False
     """Also build, heal and measure uniform, depth-dropping, greedy and random children at the same budget."""
     seed: int = 0
-    """Of everything random."""
+    """Of the order of the text and of the random baseline; local, polish and heal have seeds of their own."""
 
     def __post_init__(self) -> None:
         least = {"sequence": 2, "score_sequences": 1, "solutions": 1, "rank_tokens": 1, "local_tokens": 1}
