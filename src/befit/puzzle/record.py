@@ -57,7 +57,7 @@ def record(found: Findings) -> dict[str, Any]:
         "title": f"{job.parent.name}, {job.budget}",
         "made": strftime("%Y-%m-%dT%H:%M:%SZ", gmtime()),
         "seed": job.config.seed,
-        "command": f'befit puzzle --parent "{job.parent.name}" --budget "{job.config.budget}" --out {job.config.out}',
+        "command": _command(job),
         "device": _device(job),
         "workload": _workload(job, chosen.batch),
         "budget": _budget(job, budget, _measured(own, chosen.arch, results["child"])),
@@ -291,6 +291,13 @@ def budget_lines(summary: Mapping[str, Any]) -> list[str]:
             f"{word_of(bound['cost'])} {bound['op']} {bound['given']}: {value} of {limit}, {held['kind']}, {kept}"
         )
     return lines
+
+
+def _command(job: Job) -> str:
+    """The command that asks for this run, as far as its main settings go; config.json has them all."""
+    parent = f' --parent "{job.config.parent}"' if job.config.parent else ""
+    rest = " --baselines" if job.config.baselines else ""
+    return f'befit puzzle{parent} --budget "{job.config.budget}"{rest} --out {job.config.out}'
 
 
 def _version() -> str:
