@@ -15,6 +15,9 @@ from befit.lm.family import Family
 
 Tensors = dict[str, Tensor]
 
+HALVES = {"attention": ("input_layernorm.", "self_attn."), "ffn": ("post_attention_layernorm.", "mlp.")}
+"""How the names of each sub-block's tensors begin, relative to their layer: its norm, then itself."""
+
 
 @torch.no_grad()
 def initial(parent: Tensors, variant: Variant, kind: str, shape: DecoderShape, family: Family) -> Tensors:
@@ -26,12 +29,11 @@ def initial(parent: Tensors, variant: Variant, kind: str, shape: DecoderShape, f
     if isinstance(variant, NoOp):
         return {}
     own = own_half(parent, kind)
+    norm = {name: t for name, t in own.items() if name.startswith(HALVES[kind][0])}
     match variant:
         case Linear() if kind == "attention":
-            norm = {name: t for name, t in own.items() if "norm" in name and "self_attn" not in name}
             return norm | {"self_attn.linear_attn.weight": _value_then_out(parent, shape, family)}
         case Linear():
-            norm = {name: t for name, t in own.items() if "norm" in name}
             down, up = parent[f"{family.down}.weight"].float(), parent[f"{family.up}.weight"].float()
             return norm | {"mlp.linear_mlp.weight": (down @ up).to(parent[f"{family.down}.weight"].dtype)}
         case Ffn(width=width):
@@ -49,8 +51,7 @@ def initial(parent: Tensors, variant: Variant, kind: str, shape: DecoderShape, f
 
 def own_half(layer: Tensors, kind: str) -> Tensors:
     """The tensors of one sub-block and its norm, copied."""
-    prefixes = ("input_layernorm.", "self_attn.") if kind == "attention" else ("post_attention_layernorm.", "mlp.")
-    return {name: t.detach().clone() for name, t in layer.items() if name.startswith(prefixes)}
+    return {name: t.detach().clone() for name, t in layer.items() if name.startswith(HALVES[kind])}
 
 
 def pool_heads(weight: Tensor, kv_heads: int, head_dim: int) -> Tensor:

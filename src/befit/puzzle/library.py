@@ -18,9 +18,9 @@ from befit.arch.space import DecoderSpace
 from befit.lm.child import adopt, build, config_for, half
 from befit.lm.family import Family
 from befit.lm.modeling_befit import BefitForCausalLM, BefitLayer
-from befit.lm.slice import own_half
+from befit.lm.slice import HALVES, own_half
 
-KINDS = ("attention", "ffn")
+KINDS = tuple(HALVES)
 
 
 @dataclass(kw_only=True)
@@ -55,9 +55,8 @@ class Library:
         if isinstance(variant, NoOp):
             return {}
         if variant == self.own(layer, kind):
-            parts = ("input_layernorm.", "self_attn.") if kind == "attention" else ("post_attention_layernorm.", "mlp.")
             named = self.parent.model.layers[layer].state_dict()
-            return {name: t for name, t in named.items() if name.startswith(parts)}
+            return {name: t for name, t in named.items() if name.startswith(HALVES[kind])}
         if layer not in self.loaded:
             self.loaded[layer] = self._read(layer)
         prefix = f"{kind}/{variant.name}/"
