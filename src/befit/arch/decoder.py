@@ -1,7 +1,8 @@
 """The architecture of a decoder language model, layer by layer, as a value.
 
-A decoder layer is two sub-blocks, attention and FFN, each added to the residual stream. `DecoderArch` says what every
-layer's two sub-blocks are; `DecoderShape` says what all children of one parent share (hidden size, vocabulary, biases).
+A decoder layer is two sub-blocks, a mixer of tokens (attention or Mamba-2) and an FFN, each added to the residual stream; a
+hybrid's layers have one of the two and a no-op. `DecoderArch` says what every layer's two sub-blocks are; `DecoderShape` says
+what all children of one parent share (hidden size, vocabulary, biases).
 Together they determine every parameter, byte and FLOP of the network (`befit.cost.count`).
 
 Source: the per-layer alternatives are those of Puzzle (arXiv 2411.19146, section 2): fewer KV heads, narrower FFN,
@@ -35,8 +36,23 @@ class Attention:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mamba:
+    """A Mamba-2 mixer with `heads` heads, shared evenly by the SSM groups."""
+
+    heads: int
+    """Heads, at least 1; a multiple of the groups in `MambaShape`."""
+
+    def __post_init__(self) -> None:
+        _positive("heads", self.heads)
+
+    @property
+    def name(self) -> str:
+        return f"mamba{self.heads}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Ffn:
-    """A gated feed-forward network with `width` intermediate neurons."""
+    """A feed-forward network with `width` intermediate neurons, gated or not as `DecoderShape.gated` says."""
 
     width: int
     """Intermediate neurons, at least 1."""
@@ -67,16 +83,18 @@ class NoOp:
         return "noop"
 
 
-AttentionVariant = Attention | Linear | NoOp
+AttentionVariant = Attention | Mamba | Linear | NoOp
+"""What may stand in the mixer's place."""
 FfnVariant = Ffn | Linear | NoOp
-Variant = Attention | Ffn | Linear | NoOp
+Variant = Attention | Mamba | Ffn | Linear | NoOp
 
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """One decoder layer: an attention sub-block, then an FFN sub-block."""
+    """One decoder layer: a mixer sub-block, then an FFN sub-block."""
 
     attention: AttentionVariant
+    """The mixer: attention, Mamba-2, or what stands in for them."""
     ffn: FfnVariant
 
     @property
@@ -96,7 +114,7 @@ class DecoderArch:
             raise IllegalArch("an architecture needs at least one layer, got none")
 
     def to_json(self) -> dict[str, Any]:
-        """`{"blocks": [{"attention": {"kv_heads": 4, "window": null} | "linear" | "noop", "ffn": {"width": 512} | …}]}`"""
+        """`{"blocks": [{"attention": {"kv_heads": 4, "window": null} | {"mamba_heads": 8} | "linear" | …, "ffn": {"width": 512} | …}]}`"""
         return {"blocks": [{"attention": _to_json(b.attention), "ffn": _to_json(b.ffn)} for b in self.blocks]}
 
     @staticmethod
@@ -110,11 +128,33 @@ class DecoderArch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MambaShape:
+    """What all Mamba-2 mixers of a network share."""
+
+    head_dim: int
+    """Channels of a head."""
+    groups: int
+    """SSM groups; the heads of a group share its B and C."""
+    state: int
+    """Size of the state of one channel."""
+    kernel: int = 4
+    """Width of the causal convolution, in tokens."""
+    conv_bias: bool = True
+    """Bias of the convolution."""
+    bias: bool = False
+    """Biases of the input and output projections."""
+
+    def __post_init__(self) -> None:
+        for field in ("head_dim", "groups", "state", "kernel"):
+            _positive(field, getattr(self, field))
+
+
+@dataclass(frozen=True, kw_only=True)
 class DecoderShape:
     """What a parent and all its children share, and the parent's own architecture."""
 
     family: str
-    """transformers' model_type: llama, mistral, qwen2, qwen3."""
+    """transformers' model_type: llama, mistral, qwen2, qwen3, nemotron_h."""
     vocab: int
     """Rows of the embedding matrix."""
     hidden: int
@@ -130,9 +170,13 @@ class DecoderShape:
     o_bias: bool = False
     """Bias on the attention's output projection."""
     mlp_bias: bool = False
-    """Biases on all three FFN projections."""
+    """Biases on all FFN projections."""
+    gated: bool = True
+    """Whether the FFN has a gate: three projections, else two."""
     qk_norm: bool = False
     """RMSNorm over head_dim on queries and on keys (two weight vectors a layer)."""
+    mamba: MambaShape | None = None
+    """Sizes of the Mamba-2 mixers; None for a network without."""
     arch: DecoderArch
     """The parent's own layers."""
 
@@ -142,10 +186,21 @@ class DecoderShape:
         for block in self.arch.blocks:
             if isinstance(block.attention, Attention) and self.heads % block.attention.kv_heads:
                 raise IllegalArch(f"{self.heads} query heads cannot share {block.attention.kv_heads} KV heads evenly")
+            if isinstance(block.attention, Mamba):
+                check_mamba(self.mamba, block.attention.heads)
 
     @property
     def layers(self) -> int:
         return len(self.arch.blocks)
+
+
+def check_mamba(mamba: MambaShape | None, heads: int) -> MambaShape:
+    """The Mamba-2 sizes, if there are any and `heads` heads can share the groups evenly; else raises `IllegalArch`."""
+    if mamba is None:
+        raise IllegalArch("a layer is Mamba-2, but the network's shape has no `mamba` sizes")
+    if heads % mamba.groups:
+        raise IllegalArch(f"{heads} Mamba heads cannot share {mamba.groups} SSM groups evenly")
+    return mamba
 
 
 def _positive(name: str, value: object) -> None:
@@ -157,6 +212,8 @@ def _to_json(variant: Variant) -> Any:
     match variant:
         case Attention():
             return {"kv_heads": variant.kv_heads, "window": variant.window}
+        case Mamba():
+            return {"mamba_heads": variant.heads}
         case Ffn():
             return {"width": variant.width}
         case _:
@@ -171,6 +228,8 @@ def _block(data: Any, index: int) -> Block:
         if attention not in simple:
             raise IllegalArch(f"layer {index}: attention must be an object, 'linear' or 'noop', got {attention!r}")
         mixer: AttentionVariant = simple[attention]
+    elif isinstance(attention, Mapping) and "mamba_heads" in attention:
+        mixer = Mamba(heads=_only_keys(attention, ("mamba_heads",), f"layer {index}, mixer")["mamba_heads"])
     else:
         mixer = Attention(**_only_keys(attention, ("kv_heads", "window"), f"layer {index}, attention"))
     if isinstance(ffn, str):

@@ -3,9 +3,14 @@
 Every cost is a sum over sub-blocks plus a fixed part, so a solver may add them up in any order and get the same integers.
 A sub-block owns the RMSNorm before it (`hidden` weights); a no-op has neither and costs nothing.
 
+The cache of a Mamba-2 mixer is the same at every context: the last `kernel` inputs of its convolution, in the workload's
+cache format, and its state, which engines keep in fp32.
+
 FLOPs are those that `torch.utils.flop_counter` counts for one forward of the prompt over the batch: matrix products at
 2 per multiply-add, attention scores and their product with the values over the full T x T square (causal masks and windows
 skip none of it in that count), and logits at every position. Norms, rotary embedding, softmax and activations count zero there.
+A scan counts as the recurrence it computes (update of the state and its product with C, 4 FLOPs for each state element and
+token); a chunked scan spends more, depending on its chunks.
 
 Nothing here imports torch.
 """
@@ -21,7 +26,9 @@ from befit.arch.decoder import (
     Ffn,
     FfnVariant,
     Linear,
+    Mamba,
     NoOp,
+    check_mamba,
 )
 from befit.cost.workload import BYTES, Workload
 from befit.errors import IllegalArch
@@ -36,7 +43,7 @@ class Cost:
     weight_bytes: int = 0
     """Bytes of the parameters in the workload's weight format."""
     cache_bytes: int = 0
-    """Bytes of keys and values of all requests at full context, in the workload's cache format."""
+    """Bytes of keys and values of all requests at full context, and of their SSM states."""
     flops: int = 0
     """FLOPs of one forward of the prompt over the batch (see the module's docstring for what counts)."""
 
@@ -68,7 +75,7 @@ def block_cost(shape: DecoderShape, block: Block, workload: Workload) -> Cost:
 
 
 def attention_cost(shape: DecoderShape, variant: AttentionVariant, workload: Workload) -> Cost:
-    """One attention sub-block with its norm.
+    """One mixer sub-block with its norm.
 
     The cache holds min(context, window) tokens: a window includes the query's own token, so engines that drop the oldest
     token before the next step hold one fewer between steps, and exactly this many while they attend.
@@ -78,6 +85,8 @@ def attention_cost(shape: DecoderShape, variant: AttentionVariant, workload: Wor
             return Cost()
         case Linear():
             return _linear(shape, workload)
+        case Mamba():
+            return _mamba(shape, variant, workload)
         case Attention():
             if shape.heads % variant.kv_heads:
                 raise IllegalArch(f"{shape.heads} query heads cannot share {variant.kv_heads} KV heads evenly")
@@ -96,15 +105,16 @@ def attention_cost(shape: DecoderShape, variant: AttentionVariant, workload: Wor
 
 
 def ffn_cost(shape: DecoderShape, variant: FfnVariant, workload: Workload) -> Cost:
-    """One FFN sub-block (gate, up and down projection) with its norm."""
+    """One FFN sub-block (up and down projection, and the gate if there is one) with its norm."""
     match variant:
         case NoOp():
             return Cost()
         case Linear():
             return _linear(shape, workload)
         case Ffn():
-            matrices = 3 * shape.hidden * variant.width
-            params = matrices + shape.mlp_bias * (2 * variant.width + shape.hidden) + shape.hidden
+            inner = 1 + shape.gated
+            matrices = (inner + 1) * shape.hidden * variant.width
+            params = matrices + shape.mlp_bias * (inner * variant.width + shape.hidden) + shape.hidden
             return Cost(
                 params=params,
                 weight_bytes=_bytes(params, workload.weights),
@@ -117,6 +127,26 @@ def fixed_cost(shape: DecoderShape, workload: Workload) -> Cost:
     head = shape.vocab * shape.hidden
     params = head * (1 if shape.tied else 2) + shape.hidden
     return Cost(params=params, weight_bytes=_bytes(params, workload.weights), flops=_matmul_flops(head, workload))
+
+
+def _mamba(shape: DecoderShape, variant: Mamba, workload: Workload) -> Cost:
+    """Input projection to z, x, B, C and dt, convolution over x, B and C, three numbers a head, gated norm, output."""
+    mamba = check_mamba(shape.mamba, variant.heads)
+    inner = variant.heads * mamba.head_dim
+    convolved = inner + 2 * mamba.groups * mamba.state
+    projected = inner + convolved + variant.heads
+    matrices = shape.hidden * (projected + inner)
+    convolution = convolved * mamba.kernel
+    vectors = 3 * variant.heads + inner + shape.hidden
+    biases = mamba.conv_bias * convolved + mamba.bias * (projected + shape.hidden)
+    params = matrices + convolution + vectors + biases
+    state = inner * mamba.state
+    return Cost(
+        params=params,
+        weight_bytes=_bytes(params, workload.weights),
+        cache_bytes=workload.batch * (_bytes(convolution, workload.cache) + _bytes(state, "fp32")),
+        flops=_matmul_flops(matrices + convolution + 2 * state, workload),
+    )
 
 
 def _linear(shape: DecoderShape, workload: Workload) -> Cost:

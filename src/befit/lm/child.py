@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from befit.arch.decoder import Attention, Block, DecoderArch, Ffn, Linear, NoOp
+from befit.arch.decoder import Attention, Block, DecoderArch, Ffn, Linear, NoOp, Variant
 from befit.errors import IllegalArch, UnsupportedModel
 from befit.lm.families import family_of
 from befit.lm.modeling_befit import MODELS, BefitForCausalLM, BefitLayer, window_of
@@ -68,7 +68,7 @@ def build(config: Any, *, device: str | torch.device = "meta", dtype: torch.dtyp
     return model.eval()
 
 
-def half(config: Any, index: int, variant: Attention | Ffn | Linear | NoOp, kind: str) -> BefitLayer:
+def half(config: Any, index: int, variant: Variant, kind: str) -> BefitLayer:
     """Layer `index` with only its attention (`kind` "attention") or its FFN ("ffn") sub-block, on the meta device."""
     if (kind == "ffn" and isinstance(variant, Attention)) or (kind == "attention" and isinstance(variant, Ffn)):
         raise IllegalArch(f"{variant.name} cannot stand in for the {kind} sub-block")
