@@ -3,10 +3,10 @@
 from typing import Any
 
 from befit.errors import UnsupportedModel
-from befit.lm import llama, mistral, qwen2, qwen3
+from befit.lm import llama, mistral, nemotron_h, qwen2, qwen3
 from befit.lm.family import Family
 
-FAMILIES = {module.FAMILY.model_type: module.FAMILY for module in (llama, mistral, qwen2, qwen3)}
+FAMILIES = {module.FAMILY.model_type: module.FAMILY for module in (llama, mistral, nemotron_h, qwen2, qwen3)}
 """By transformers' name of the family, as in config.json."""
 
 

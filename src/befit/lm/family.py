@@ -14,17 +14,27 @@ from befit.errors import UnsupportedModel
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """Where things are in the decoder models of one `model_type`. Names are relative to a decoder layer."""
+    """Where things are in the decoder models of one `model_type`. Names are relative to a decoder layer, but for two."""
 
     model_type: str
     """transformers' name of the family, as in config.json."""
     describe: Callable[[Any], DecoderShape]
     """The shape told by a transformers configuration; raises `UnsupportedModel` for a feature befit does not keep."""
+    embedding: str = "model.embed_tokens"
+    """In the whole model."""
+    final_norm: str = "model.norm"
+    """In the whole model."""
+    attention_norm: str = "input_layernorm"
+    """Before the mixer."""
+    ffn_norm: str = "post_attention_layernorm"
     query: str = "self_attn.q_proj"
     key: str = "self_attn.k_proj"
     value: str = "self_attn.v_proj"
     out: str = "self_attn.o_proj"
+    mamba: str = "mixer"
+    """The Mamba-2 mixer, in families that have one."""
     gate: str = "mlp.gate_proj"
+    """In families whose FFN has a gate."""
     up: str = "mlp.up_proj"
     down: str = "mlp.down_proj"
 
@@ -35,12 +45,7 @@ def shape_of(config: Any, *, qkv_bias: bool, o_bias: bool, mlp_bias: bool, qk_no
     `head_dim` may be given apart from hidden / heads; a sliding window counts where `layer_types` says so, or in every
     layer of a family that has no `layer_types`.
     """
-    if getattr(config, "quantization_config", None) is not None:
-        raise UnsupportedModel(
-            "the parent is quantised; give befit the full-precision checkpoint and quantise the child"
-        )
-    if config.is_heterogeneous:
-        raise UnsupportedModel("the parent already has per-layer overrides; load a befit child with befit.load instead")
+    refuse_unkept(config)
     windows = [_window(config, i) for i in range(config.num_hidden_layers)]
     ffn = Ffn(width=config.intermediate_size)
     blocks = tuple(
@@ -59,6 +64,16 @@ def shape_of(config: Any, *, qkv_bias: bool, o_bias: bool, mlp_bias: bool, qk_no
         qk_norm=qk_norm,
         arch=DecoderArch(blocks=blocks),
     )
+
+
+def refuse_unkept(config: Any) -> None:
+    """Raise `UnsupportedModel` for what befit would lose in any family: quantised weights, per-layer overrides."""
+    if getattr(config, "quantization_config", None) is not None:
+        raise UnsupportedModel(
+            "the parent is quantised; give befit the full-precision checkpoint and quantise the child"
+        )
+    if config.is_heterogeneous:
+        raise UnsupportedModel("the parent already has per-layer overrides; load a befit child with befit.load instead")
 
 
 def _window(config: Any, index: int) -> int | None:
