@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import tiny
 from befit.lm.families import family_of
 from befit.lm.rank import Ranking
-from befit.lm.sort import channels, order, sort
+from befit.lm.sort import channels, head_order, mamba_order, neuron_order, sort
 
 
 def ranking(layers: int, neurons: int, heads: int, seed: int) -> Ranking:
@@ -39,17 +39,14 @@ def test_any_order_gives_the_same_logits(family: str, kv_heads: int, seed: int) 
         assert torch.equal(model.state_dict()[name][:, 0], first[name][:, best])
 
 
-def test_order_by_hand() -> None:
-    """Groups (0, 1), (2, 3), (4, 5) weigh 5, 9, 7; the group goes with its heads, and heads are sorted inside."""
-    scores = Ranking(
-        neurons=(torch.tensor([0.5, 2.0, 1.0, 2.0]),),
-        heads=(torch.tensor([3.0, 2.0, 4.0, 5.0, 1.0, 6.0]),),
-        influence=(0.0,),
-    )
-    found = order(scores, 0, kv_heads=3)
-    assert found.neurons.tolist() == [1, 3, 2, 0], "equal neurons keep their order"
-    assert found.groups.tolist() == [1, 2, 0]
-    assert found.heads.tolist() == [3, 2, 5, 4, 0, 1]
+def test_orders_by_hand() -> None:
+    """KV groups (0, 1), (2, 3), (4, 5) weigh 5, 9, 7: a group goes with its heads, SSM groups stay; heads are sorted inside."""
+    heads = torch.tensor([3.0, 2.0, 4.0, 5.0, 1.0, 6.0])
+    assert neuron_order(torch.tensor([0.5, 2.0, 1.0, 2.0])).tolist() == [1, 3, 2, 0], "equal neurons keep their order"
+    groups, inside = head_order(heads, kv_heads=3)
+    assert groups.tolist() == [1, 2, 0]
+    assert inside.tolist() == [3, 2, 5, 4, 0, 1]
+    assert mamba_order(heads, groups=2).tolist() == [2, 0, 1, 5, 3, 4]
 
 
 def test_channels_of_heads() -> None:
