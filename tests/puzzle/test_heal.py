@@ -24,7 +24,7 @@ from befit.lm.child import adopt, arch_of, build, config_for
 from befit.lm.modeling_befit import BefitForCausalLM
 from befit.lm.quality import evaluate
 from befit.progress import Item
-from befit.puzzle.heal import HealConfig, batch_rows, heal, learning_rate
+from befit.puzzle.heal import HealConfig, heal
 from befit.rundir import read_tensors
 
 CONFIG = HealConfig(tokens=12 * 4 * 16, batch=4, lr=3e-3, checkpoint_seconds=0, seed=3)
@@ -261,24 +261,6 @@ def test_a_loss_that_is_no_number_is_told_and_not_kept(tmp_path: Path) -> None:
     with pytest.raises(BefitError, match=r"diverged: the loss of step 0 of 12 is no number.*lower learning rate"):
         heal(child, parent, blocks, CONFIG, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["key.json"]
-
-
-def test_every_pass_takes_every_sequence_once_in_its_own_order() -> None:
-    places = [row for step in range(15) for row in batch_rows(step, 4, 10, seed=0)]
-    passes = [places[i : i + 10] for i in range(0, 60, 10)]
-    assert all(sorted(one) == list(range(10)) for one in passes)
-    assert len(set(map(tuple, passes))) == 6
-    assert places != [row for step in range(15) for row in batch_rows(step, 4, 10, seed=1)]
-    assert sorted(batch_rows(0, 7, 3, seed=0)[:6]) == [0, 0, 1, 1, 2, 2]
-
-
-def test_the_learning_rate_rises_then_falls_to_a_tenth() -> None:
-    config = HealConfig(lr=2.0, warmup=0.2)
-    rates = [learning_rate(step, 100, config) for step in range(100)]
-    assert rates[:20] == pytest.approx([2 * (i + 1) / 20 for i in range(20)])
-    assert rates[20] == 2.0 and rates[60] == pytest.approx(1.1) and rates[99] == pytest.approx(0.2, abs=2e-3)
-    assert rates[20:] == sorted(rates[20:], reverse=True)
-    assert learning_rate(0, 1, HealConfig(warmup=1)) == learning_rate(0, 1, HealConfig(warmup=0)) == HealConfig().lr
 
 
 def test_a_configuration_out_of_range_is_refused() -> None:

@@ -15,29 +15,35 @@ Shapes: N sequences, B batch, T tokens, D hidden.
 
 import copy
 import math
-import shutil
 import time
-import zlib
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.optim import AdamW
 
-from befit.errors import BadData, BefitError, RunConflict
+from befit.errors import BadData, BefitError
 from befit.lm.child import adopt, arch_of, build
 from befit.lm.distill import cosine, head_kl, outputs
 from befit.lm.modeling_befit import BefitForCausalLM
 from befit.lm.precision import mixed
+from befit.lm.training import (
+    Checkpoint,
+    adam,
+    batch_rows,
+    checksum,
+    claim,
+    learning_rate,
+    restore,
+    sampled_checksum,
+    training_state,
+)
 from befit.progress import Progress, silent
 from befit.rundir import digest, read_json, read_tensors, write_json, write_tensors
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""Adam's running averages of each weight, as torch names them."""
+OTHERS = "the healing of another child, from another parent, on other text or with another configuration"
+"""What a folder holds that is not this healing's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,34 +137,13 @@ def heal(
     """
     if blocks.ndim != 2 or blocks.numel() == 0:
         raise BadData(f"healing needs token ids (N, T), at least one sequence, got {tuple(blocks.shape)}")
-    _claim(folder, _key(child, parent, blocks, config))
+    claim(folder, _key(child, parent, blocks, config), OTHERS)
     written = folder / "heal.json"
     if not written.exists():
         _Healing(child, parent, blocks, config, folder).run(progress)
     told = read_json(written)
     adopt(child, {n: t.to(child.device, child.dtype) for n, t in read_tensors(folder / "healed.safetensors").items()})
     return HealResult(**{**told, "losses": tuple(told["losses"]), "kl": tuple(told["kl"])})
-
-
-def learning_rate(step: int, steps: int, config: HealConfig) -> float:
-    """The rate of a step: a straight rise to `config.lr` over the warm-up, then a cosine down to a tenth of it."""
-    rise = math.ceil(config.warmup * steps)
-    if step < rise:
-        return config.lr * (step + 1) / rise
-    turn = (step - rise) / max(1, steps - rise)
-    return config.lr * (0.55 + 0.45 * math.cos(math.pi * turn))
-
-
-def batch_rows(step: int, batch: int, count: int, seed: int) -> list[int]:
-    """Which of `count` sequences step number `step` takes: all of them once in random order, then again in another."""
-    places = (divmod(place, count) for place in range(step * batch, (step + 1) * batch))
-    return [_order(epoch, count, seed)[position] for epoch, position in places]
-
-
-@lru_cache(maxsize=4)
-def _order(epoch: int, count: int, seed: int) -> list[int]:
-    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {epoch}".encode()))
-    return torch.randperm(count, generator=generator).tolist()
 
 
 class _Healing:
@@ -181,15 +166,11 @@ class _Healing:
             nn.Module.to(self.parent, self.device)
         self.dtype, self.blocks, self.config = child.dtype, blocks, config
         self.steps = math.ceil(config.tokens / (config.batch * blocks.shape[1]))
-        self.checkpoint, self.healed = folder / "checkpoint" / "state.safetensors", folder / "healed.safetensors"
+        self.checkpoint, self.healed = Checkpoint(folder / "checkpoint"), folder / "healed.safetensors"
         twin = build(child.config)
         adopt(twin, {n: p.detach().to(self.device, torch.float32, copy=True) for n, p in child.named_parameters()})
         self.weights = dict(twin.requires_grad_(True).named_parameters())
-        groups = [
-            {"params": [w for w in self.weights.values() if w.ndim > 1], "weight_decay": config.weight_decay},
-            {"params": [w for w in self.weights.values() if w.ndim < 2], "weight_decay": 0.0},
-        ]
-        self.adam = AdamW(groups, lr=config.lr, betas=(0.9, 0.95), fused=True)
+        self.adam = adam(self.weights, lr=config.lr, weight_decay=config.weight_decay)
         self.student, self.optimizer = self.accelerator.prepare(Student(twin, config), self.adam)
         self.curve: list[Tensor] = []
         self.seconds = 0.0
@@ -205,7 +186,7 @@ class _Healing:
             now = time.monotonic()
             self.seconds = already + now - start
             if main and step + 1 < self.steps and now - saved >= self.config.checkpoint_seconds:
-                write_tensors(self.checkpoint, self._state())
+                self.checkpoint.write(self._state())
                 saved = time.monotonic()
         losses, kl = self._losses().t().tolist()
         if main:
@@ -213,7 +194,7 @@ class _Healing:
             told = {"steps": self.steps, "tokens": self.steps * self.config.batch * self.blocks.shape[1]}
             told |= {"losses": losses, "kl": kl, "seconds": round(self.seconds, 3)}
             write_json(self.healed.with_name("heal.json"), told)
-            shutil.rmtree(self.checkpoint.parent, ignore_errors=True)
+            self.checkpoint.remove()
         self.accelerator.wait_for_everyone()
 
     def _step(self, step: int) -> Tensor:
@@ -229,7 +210,7 @@ class _Healing:
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.weights.values(), self.config.clip)
         for group in self.adam.param_groups:
-            group["lr"] = learning_rate(step, self.steps, self.config)
+            group["lr"] = learning_rate(step, self.steps, peak=self.config.lr, warmup=self.config.warmup)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return self.accelerator.reduce(torch.stack([loss.detach(), kl]), "mean")  # type: ignore[return-value]
@@ -247,61 +228,24 @@ class _Healing:
 
     def _state(self) -> dict[str, Tensor]:
         """All that the next attempt needs."""
-        state = {"curve": self._losses(), "seconds": torch.tensor(self.seconds)}
-        for name, weight in self.weights.items():
-            state[f"weight {name}"] = weight
-            state |= {f"{own} {name}": self.adam.state[weight][own] for own in MOMENTS}
-        return state
+        own = {"curve": self._losses(), "seconds": torch.tensor(self.seconds)}
+        return own | training_state(self.weights, self.adam)
 
     def _resume(self) -> int:
         """The number of the first step to take: that of the checkpoint, if there is one that can be read."""
         if self.accelerator.is_main_process:
-            for file in self.checkpoint.parent.glob("*"):
-                if file != self.checkpoint:
-                    file.unlink()  # what a kill left half written
-        try:
-            state = read_tensors(self.checkpoint)
-        except (FileNotFoundError, SafetensorError):
+            self.checkpoint.sweep()
+        state = self.checkpoint.read()
+        if state is None:
             return 0
         self.curve, self.seconds = list(state["curve"].to(self.device)), float(state["seconds"])
-        step = torch.tensor(float(len(self.curve)))
-        ordered = [weight for group in self.adam.param_groups for weight in group["params"]]
-        names = {weight: name for name, weight in self.weights.items()}
-        moments = [{own: state[f"{own} {names[w]}"].clone() for own in MOMENTS} for w in ordered]
-        described = self.adam.state_dict()
-        described["state"] = {i: {"step": step.clone(), **own} for i, own in enumerate(moments)}
-        self.adam.load_state_dict(described)
-        with torch.no_grad():
-            for name, weight in self.weights.items():
-                weight.copy_(state[f"weight {name}"])
+        restore(state, self.weights, self.adam, len(self.curve))
         return len(self.curve)
-
-
-def _claim(folder: Path, key: str) -> None:
-    """Make the folder this healing's own. Raises `RunConflict` if it is another's."""
-    written = folder / "key.json"
-    if not written.exists():
-        write_json(written, key)
-    elif read_json(written) != key:
-        raise RunConflict(
-            f"{folder} holds the healing of another child, from another parent, on other text or with another "
-            "configuration; give another folder, or delete it to start over"
-        )
 
 
 def _key(child: BefitForCausalLM, parent: BefitForCausalLM, blocks: Tensor, config: HealConfig) -> str:
     """A name for everything that the result depends on; of the weights, a sample."""
     told = asdict(config)
     del told["checkpoint_seconds"]
-    text = zlib.crc32(blocks.contiguous().numpy().tobytes())
-    return digest(told, arch_of(child.config).to_json(), _sample(child), _sample(parent), list(blocks.shape), text)
-
-
-def _sample(model: BefitForCausalLM) -> int:
-    """A checksum of some hundred evenly spaced numbers of every tensor: cheap, and different for other weights."""
-    crc = 0
-    for name, weight in model.named_parameters():
-        flat = weight.detach().flatten()
-        some = flat[:: max(1, flat.numel() // 256)].float().cpu()
-        crc = zlib.crc32(some.numpy().tobytes(), zlib.crc32(name.encode(), crc))
-    return crc
+    before = sampled_checksum(child.named_parameters()), sampled_checksum(parent.named_parameters())
+    return digest(told, arch_of(child.config).to_json(), *before, list(blocks.shape), checksum(blocks))
