@@ -1,4 +1,4 @@
-"""The recipe of the embedded parent: documentation in, a small Llama-architecture model with its tokenizer out.
+"""The recipe of the embedded parents: documentation in, a small Llama- or NemotronH-architecture model with its tokenizer out.
 
 `pretrain` trains on a `Corpus` (collected here, or packed elsewhere and read from a file), measures the loss on
 held-out documents and saves a plain Hugging Face folder with `training.json`, the record of what it was made of. The
@@ -14,8 +14,9 @@ import logging
 import math
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,37 +25,16 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import LongTensor, Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from befit.errors import BadData
-from befit.lm.corpus import END_ID, Corpus, CorpusConfig, load_corpus, token_bytes
+from befit.lm.corpus import Corpus, CorpusConfig, load_corpus, token_bytes
 from befit.lm.data import digest
 from befit.lm.documentation import PYTHON
+from befit.lm.nemotron_h import FAMILY as NEMOTRON_H
+from befit.lm.network import logits, network_of
+from befit.lm.shapes import HybridShape, ModelShape, build
 
 _LOGGER = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelShape:
-    """Sizes of a Llama-architecture model; the defaults are the embedded parent's (3.84 million parameters)."""
-
-    hidden: int = 192
-    """Width of the residual stream."""
-    layers: int = 8
-    """Decoder layers."""
-    heads: int = 8
-    """Query heads; head_dim is hidden / heads."""
-    kv_heads: int = 4
-    """Key/value heads; divides heads."""
-    ffn: int = 512
-    """Intermediate neurons of each FFN."""
-    positions: int = 2048
-    """Longest context the configuration admits."""
-
-    def __post_init__(self) -> None:
-        """Refuse sizes that do not divide."""
-        if self.hidden % self.heads or self.heads % self.kv_heads:
-            raise ValueError(f"hidden must divide by heads, heads by kv_heads; got {self}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +47,8 @@ class PretrainConfig:
     """The text, or the token file, to train on."""
     model: ModelShape = field(default_factory=ModelShape)
     """Sizes of the model."""
+    hybrid: HybridShape | None = None
+    """Sizes of a hybrid to train instead."""
     batch: int = 256
     """Rows of a step."""
     minutes: float = 5.0
@@ -111,8 +93,13 @@ class Trained:
 
 
 def embedded(out: Path) -> PretrainConfig:
-    """The configuration of the parent that befit carries."""
+    """The configuration of the dense parent that befit carries."""
     return PretrainConfig(out=out)
+
+
+def embedded_hybrid(out: Path) -> PretrainConfig:
+    """The configuration of the hybrid parent that befit carries."""
+    return PretrainConfig(out=out, hybrid=HybridShape())
 
 
 def tiny(out: Path) -> PretrainConfig:
@@ -136,7 +123,7 @@ def pretrain(config: PretrainConfig) -> Path:
     device = _device(config.device)
     corpus = load_corpus(config.corpus)
     torch.manual_seed(config.seed)
-    model = build(config.model, len(corpus.tokenizer))
+    model = build(config.hybrid or config.model, len(corpus.tokenizer))
     model.to(device)  # type: ignore[arg-type]  # transformers wraps `to` so that checkers lose its types
     trained = train(model, corpus.train, config)
     model.to(torch.bfloat16)  # type: ignore[arg-type]  # the loss reported is that of the weights saved
@@ -149,40 +136,13 @@ def pretrain(config: PretrainConfig) -> Path:
     return config.out
 
 
-def build(shape: ModelShape, vocab: int) -> LlamaForCausalLM:
-    """A model with random weights in fp32: normal of standard deviation 0.02, projections back into the residual
-    stream scaled down by the square root of twice the depth (GPT-2, Radford et al. 2019, section 2.3).
-    """
-    config = LlamaConfig(
-        vocab_size=vocab,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.ffn,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.hidden // shape.heads,
-        max_position_embeddings=shape.positions,
-        rms_norm_eps=1e-5,
-        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=END_ID,
-        pad_token_id=END_ID,
-    )
-    model = LlamaForCausalLM(config)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if name.endswith(("o_proj.weight", "down_proj.weight")):
-                weight.div_(math.sqrt(2 * shape.layers))
-    return model
-
-
-def train(model: LlamaForCausalLM, rows: LongTensor, config: PretrainConfig) -> Trained:
+def train(model: Any, rows: LongTensor, config: PretrainConfig) -> Trained:
     """Train in place on shuffled rows (N, T), again and again, until the schedule ends or Ctrl-C."""
     device = model.device
     on_gpu = device.type == "cuda"
     optimizer = torch.optim.AdamW(_groups(model, config.weight_decay), lr=0.0, betas=(0.9, 0.95), fused=on_gpu)
-    step_loss = torch.compile(_loss) if on_gpu and config.compile else _loss
+    plain = _loss(model)
+    step_loss = torch.compile(plain) if on_gpu and config.compile else plain
     losses, step, interrupted, start = list[float](), 0, False, time.monotonic()
     clock = start
     model.train()
@@ -194,7 +154,7 @@ def train(model: LlamaForCausalLM, rows: LongTensor, config: PretrainConfig) -> 
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(done, config)
             with torch.autocast(device.type, torch.bfloat16, enabled=on_gpu):
-                loss = step_loss(model, batch)
+                loss = step_loss(batch)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -224,17 +184,29 @@ def learning_rate(done: float, config: PretrainConfig) -> float:
 
 
 @torch.no_grad()
-def evaluate(model: LlamaForCausalLM, rows: LongTensor, *, batch: int = 32) -> float:
+def evaluate(model: Any, rows: LongTensor, *, batch: int = 32) -> float:
     """Mean loss in nats over the T - 1 predicted tokens of each row (N, T)."""
     model.eval()
     parts = rows.to(model.device).split(batch)
-    return sum(float(_loss(model, part)) * len(part) for part in parts) / len(rows)
+    loss = _loss(model)
+    return sum(float(loss(part)) * len(part) for part in parts) / len(rows)
 
 
-def _loss(model: nn.Module, rows: Tensor) -> Tensor:
-    """Mean next-token loss of rows (B, T) in nats."""
-    logits = model(input_ids=rows, use_cache=False).logits  # (B, T, V)
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), rows[:, 1:].flatten())
+def _loss(model: Any) -> Callable[[Tensor], Tensor]:
+    """The mean next-token loss in nats, as a function of rows (B, T)."""
+    if model.config.model_type == NEMOTRON_H.model_type:
+        # transformers' own scan on plain PyTorch is many times slower than befit's, and equal to it.
+        forward: Callable[[Tensor], Tensor] = partial(
+            logits, network_of(model.config, NEMOTRON_H), dict(model.named_parameters())
+        )
+    else:
+        forward = lambda rows: model(input_ids=rows, use_cache=False).logits  # noqa: E731
+
+    def loss(rows: Tensor) -> Tensor:
+        found = forward(rows)  # (B, T, V)
+        return F.cross_entropy(found[:, :-1].flatten(0, 1).float(), rows[:, 1:].flatten())
+
+    return loss
 
 
 def _batches(rows: Tensor, config: PretrainConfig) -> Iterator[Tensor]:
@@ -260,9 +232,7 @@ def _device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _record(
-    config: PretrainConfig, corpus: Corpus, trained: Trained, loss: float, model: LlamaForCausalLM
-) -> dict[str, Any]:
+def _record(config: PretrainConfig, corpus: Corpus, trained: Trained, loss: float, model: Any) -> dict[str, Any]:
     """The content of training.json."""
     predicted = corpus.held_out[:, 1:].numel()
     settings = {name: value for name, value in asdict(config).items() if name not in ("out", "corpus")}
@@ -295,6 +265,7 @@ def _main(arguments: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=int, default=argparse.SUPPRESS)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default=argparse.SUPPRESS)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    parser.add_argument("--hybrid", action="store_const", const=HybridShape(), default=argparse.SUPPRESS)
     parser.add_argument("--no-compile", dest="compile", action="store_false")
     given = vars(parser.parse_args(arguments))
     corpus = CorpusConfig(**{name: given.pop(name) for name in ("tokens", "tokenizer") if name in given})
