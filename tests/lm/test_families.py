@@ -15,9 +15,8 @@ pytest.register_assert_rewrite("laws.families")
 from transformers import AutoConfig, AutoModelForCausalLM  # noqa: E402
 
 from befit.errors import UnsupportedModel  # noqa: E402
-from befit.lm.child import arch_of, load, save  # noqa: E402
+from befit.lm.child import MODELS, arch_of, load, save  # noqa: E402
 from befit.lm.families import family_of  # noqa: E402
-from befit.lm.modeling_befit import MODELS, PARTS  # noqa: E402
 from laws.families import CASES, FAMILIES, IDS, LAWS, Case, close, logits  # noqa: E402
 
 
@@ -31,7 +30,7 @@ def test_every_supported_family_is_listed() -> None:
     with pytest.raises(UnsupportedModel) as refused:
         family_of(AutoConfig.for_model("gpt2"))
     supported = set(str(refused.value).rpartition(": ")[2].split(", "))
-    assert supported == set(FAMILIES) == set(PARTS)
+    assert supported == set(FAMILIES) == set(MODELS)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import ast
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from transformers import DynamicCache, StaticCache
 
 import tiny
 from befit.arch.decoder import Attention, Block, DecoderArch, Ffn, Linear, NoOp
-from befit.lm import modeling_befit
+from befit.lm import modeling_befit, modeling_befit_hybrid
 from befit.lm.child import build, config_for
 from befit.lm.modeling_befit import BefitForCausalLM, cache_numbers
 
@@ -31,15 +32,17 @@ def child() -> BefitForCausalLM:
     return model.requires_grad_(False)
 
 
-def test_the_file_stands_alone() -> None:
+@pytest.mark.parametrize(("module", "beside"), [(modeling_befit, set()), (modeling_befit_hybrid, {"modeling_befit"})])
+def test_the_files_stand_alone(module: ModuleType, beside: set[str]) -> None:
+    """Nothing but torch and transformers; the hybrid's file needs the other, which travels with it."""
     imported: set[str] = set()
-    for node in ast.walk(ast.parse(Path(modeling_befit.__file__).read_text())):
+    for node in ast.walk(ast.parse(Path(module.__file__ or "").read_text())):
         if isinstance(node, ast.Import):
             imported |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert not node.level
+            assert (node.module in beside) == bool(node.level)
             imported.add((node.module or "").partition(".")[0])
-    assert imported == {"collections", "dataclasses", "typing", "torch", "transformers"}
+    assert imported <= {"collections", "dataclasses", "typing", "torch", "transformers", *beside}
 
 
 def test_absent_parts_have_no_tensors(child: BefitForCausalLM) -> None:

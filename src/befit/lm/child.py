@@ -12,10 +12,28 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from befit.arch.decoder import Attention, Block, DecoderArch, Ffn, Linear, NoOp, Variant
+from befit.arch.decoder import Attention, Block, DecoderArch, Ffn, Linear, Mamba, NoOp, Variant
 from befit.errors import IllegalArch, UnsupportedModel
 from befit.lm.families import family_of
-from befit.lm.modeling_befit import MODELS, BefitForCausalLM, BefitLayer, window_of
+from befit.lm.modeling_befit import (
+    BefitForCausalLM,
+    BefitLayer,
+    BefitLlamaForCausalLM,
+    BefitMistralForCausalLM,
+    BefitQwen2ForCausalLM,
+    BefitQwen3ForCausalLM,
+    window_of,
+)
+from befit.lm.modeling_befit_hybrid import BefitNemotronHForCausalLM
+
+MODELS: dict[str, type[BefitForCausalLM]] = {
+    "llama": BefitLlamaForCausalLM,
+    "mistral": BefitMistralForCausalLM,
+    "nemotron_h": BefitNemotronHForCausalLM,
+    "qwen2": BefitQwen2ForCausalLM,
+    "qwen3": BefitQwen3ForCausalLM,
+}
+"""The class of each family's children, by transformers' name of the family."""
 
 
 def config_for(parent: Any, arch: DecoderArch) -> Any:
@@ -26,31 +44,43 @@ def config_for(parent: Any, arch: DecoderArch) -> Any:
     """
     config = copy.deepcopy(parent)
     config.per_layer_config = None
-    config.num_hidden_layers = len(arch.blocks)
+    single = family_of(parent).single
     windows = [b.attention.window if isinstance(b.attention, Attention) else None for b in arch.blocks]
-    if getattr(config, "layer_types", None) is not None:
-        config.layer_types = ["sliding_attention" if w else "full_attention" for w in windows]
+    if single:
+        config.layers_block_type = [_kind(block, i) for i, block in enumerate(arch.blocks)]
+        config.sliding_window = None  # the family's own class does not know it
+    else:
+        config.num_hidden_layers = len(arch.blocks)
+        if getattr(config, "layer_types", None) is not None:
+            config.layer_types = ["sliding_attention" if w else "full_attention" for w in windows]
     for name in ("sliding_window", "linear"):
         if getattr(config, name, None) is None:
             setattr(config, name, [] if name == "linear" else None)
-    if any(windows) and not hasattr(type(parent), "sliding_window"):
+    if any(windows) and (single or not hasattr(type(parent), "sliding_window")):
         # The family's own class would ignore windows in silence; no layer has 0 KV heads, so now it must read per layer.
         config.num_key_value_heads = 0
-    config.per_layer_config = {i: _overrides(block) for i, block in enumerate(arch.blocks)}
+    overrides = _single_overrides if single else _overrides
+    config.per_layer_config = {i: overrides(block) for i, block in enumerate(arch.blocks)}
     config.architectures = [MODELS[config.model_type].__name__]
     return config
 
 
 def arch_of(config: Any) -> DecoderArch:
     """The architecture written in a configuration by `config_for`, or the homogeneous one of a plain parent."""
+    single = family_of(config).single
     blocks = []
     for i, own in enumerate(config.per_layer_config):
         skip, linear = getattr(own, "skip", ()), getattr(own, "linear", ())
+        kind = config.layers_block_type[i] if single else ""
         attention: Any = Linear() if "attention" in linear else NoOp()
         ffn: Any = Linear() if "mlp" in linear else NoOp()
-        if "attention" not in (*skip, *linear):
+        if kind == "linear_attention":
+            attention = Mamba(heads=own.mamba_num_heads)
+        elif kind == "full_attention":
+            attention = Attention(kv_heads=own.num_key_value_heads, window=own.sliding_window)
+        elif not single and "attention" not in (*skip, *linear):
             attention = Attention(kv_heads=own.num_key_value_heads, window=window_of(config, i))
-        if "mlp" not in (*skip, *linear):
+        if kind in ("", "mlp") and "mlp" not in (*skip, *linear):
             ffn = Ffn(width=own.intermediate_size)
         blocks.append(Block(attention=attention, ffn=ffn))
     return DecoderArch(blocks=tuple(blocks))
@@ -60,6 +90,9 @@ def build(config: Any, *, device: str | torch.device = "meta", dtype: torch.dtyp
     """The module of a configuration; on the meta device (no memory) unless told otherwise, random weights elsewhere."""
     config = copy.deepcopy(config)
     config._attn_implementation = "sdpa"
+    config._experts_implementation = (
+        "eager"  # There are none; the one that a family's own class chose would be refused.
+    )
     with torch.device(device):
         model = MODELS[config.model_type](config)
     for parameter in model.parameters():
@@ -70,7 +103,7 @@ def build(config: Any, *, device: str | torch.device = "meta", dtype: torch.dtyp
 
 def half(config: Any, index: int, variant: Variant, kind: str) -> BefitLayer:
     """Layer `index` with only its attention (`kind` "attention") or its FFN ("ffn") sub-block, on the meta device."""
-    if (kind == "ffn" and isinstance(variant, Attention)) or (kind == "attention" and isinstance(variant, Ffn)):
+    if (kind == "ffn" and isinstance(variant, Attention | Mamba)) or (kind == "attention" and isinstance(variant, Ffn)):
         raise IllegalArch(f"{variant.name} cannot stand in for the {kind} sub-block")
     absent = Block(attention=NoOp(), ffn=NoOp())
     own = Block(
@@ -80,8 +113,9 @@ def half(config: Any, index: int, variant: Variant, kind: str) -> BefitLayer:
     count = config.num_hidden_layers
     alone = config_for(config, DecoderArch(blocks=tuple(own if i == index else absent for i in range(count))))
     alone._attn_implementation = "sdpa"
+    make: Any = MODELS[config.model_type].body.layer
     with torch.device("meta"):
-        return BefitLayer(alone, index, 0).eval()
+        return make(alone, index, 0).eval()
 
 
 def from_parent(model: Any, config: Any | None = None) -> BefitForCausalLM:
@@ -96,12 +130,11 @@ def from_parent(model: Any, config: Any | None = None) -> BefitForCausalLM:
 def adopt(model: BefitForCausalLM, tensors: dict[str, Tensor]) -> None:
     """Give a model built on the meta device its weights, without a copy. Raises if a name is missing or left over."""
     if model.config.tie_word_embeddings:
-        tensors.setdefault("lm_head.weight", tensors["model.embed_tokens.weight"])
+        for same, source in model._tied_weights_keys.items():
+            tensors.setdefault(same, tensors[source])
     model.load_state_dict(tensors, assign=True, strict=True)
-    device = model.model.embed_tokens.weight.device
     model.tie_weights()
-    # The rotary table is computed, not stored: build it anew where the weights are.
-    model.model.rotary_emb = type(model.model.rotary_emb)(model.config).to(device)
+    model.model.compute()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
 
@@ -152,3 +185,28 @@ def _overrides(block: Block) -> dict[str, Any]:
     if skip:
         own["skip"] = skip
     return own | {"linear": linear}
+
+
+def _kind(block: Block, index: int) -> str:
+    """The type of a layer that is one mixer or one FFN; one that has lost its own is called an FFN, with no cache."""
+    if not isinstance(block.attention, NoOp) and not isinstance(block.ffn, NoOp):
+        raise IllegalArch(f"layer {index}: {block.name} has two sub-blocks; a layer of this family has one")
+    match block.attention:
+        case Mamba():
+            return "linear_attention"
+        case Attention():
+            return "full_attention"
+    return "mlp"
+
+
+def _single_overrides(block: Block) -> dict[str, Any]:
+    """What differs from the parent in a layer that is one mixer or one FFN; values that its kind does not read stay."""
+    match block:
+        case Block(attention=Mamba(heads=heads)):
+            return {"mamba_num_heads": heads, "linear": []}
+        case Block(attention=Attention(kv_heads=kv_heads, window=window)):
+            return {"num_key_value_heads": kv_heads, "sliding_window": window, "linear": []}
+        case Block(ffn=Ffn(width=width)):
+            return {"intermediate_size": width, "linear": []}
+    linear = [name for name, half in (("attention", block.attention), ("mlp", block.ffn)) if isinstance(half, Linear)]
+    return {"intermediate_size": 0, "linear": linear} | ({} if linear else {"skip": ["attention", "mlp"]})

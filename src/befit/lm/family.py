@@ -20,6 +20,8 @@ class Family:
     """transformers' name of the family, as in config.json."""
     describe: Callable[[Any], DecoderShape]
     """The shape told by a transformers configuration; raises `UnsupportedModel` for a feature befit does not keep."""
+    single: bool = False
+    """Whether a layer is one mixer or one FFN, as in a hybrid, instead of one after the other."""
     embedding: str = "model.embed_tokens"
     """In the whole model."""
     final_norm: str = "model.norm"

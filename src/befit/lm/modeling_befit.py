@@ -17,19 +17,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    GenerationMixin,
-    LlamaConfig,
-    MistralConfig,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen3Config,
-)
+from transformers import GenerationMixin, LlamaConfig, MistralConfig, PreTrainedModel, Qwen2Config, Qwen3Config
 from transformers.cache_utils import (
     Cache,
     DynamicCache,
     DynamicLayer,
     DynamicSlidingWindowLayer,
+    LinearAttentionLayer,
     StaticCache,
     StaticLayer,
     StaticSlidingWindowLayer,
@@ -69,12 +63,14 @@ PARTS = {
 class Context:
     """What every layer of one forward call shares."""
 
-    rope: tuple[Tensor, Tensor]
-    """Cosines and sines of the rotary embedding, each (B or 1, T, head_dim)."""
+    rope: tuple[Tensor, Tensor] | None
+    """Cosines and sines of the rotary embedding, each (B or 1, T, head_dim); None in a family without one."""
     masks: dict[int | None, Tensor | None] = field(default_factory=dict)
     """Attention mask for each window; None where the kernel's own causal mask says it all. Else (B or 1, 1, T, K)."""
     cache: Cache | None = None
     """Keys and values of earlier tokens, updated by each attention."""
+    padding: Tensor | None = None
+    """1 for tokens of this call, 0 for padding (B, T), for mixers that are no attention; None where nothing is padded."""
 
 
 class LinearAttention(nn.Module):
@@ -101,6 +97,9 @@ class LinearMlp(nn.Module):
 
 class BefitLayer(GradientCheckpointingLayer):
     """One decoder layer: `x + attention(norm(x))`, then `x + mlp(norm(x))`; either half may be absent or linear."""
+
+    recurrent = False
+    """Whether the mixer remembers a state of fixed size, in place of keys and values."""
 
     def __init__(self, config: Any, index: int, cache_index: int) -> None:
         super().__init__()
@@ -148,6 +147,8 @@ class BefitLayer(GradientCheckpointingLayer):
 class BefitModel(nn.Module):
     """Embedding, layers, final norm."""
 
+    layer: type[nn.Module] = BefitLayer
+
     def __init__(self, config: Any) -> None:
         super().__init__()
         parts = PARTS[config.model_type]
@@ -156,7 +157,12 @@ class BefitModel(nn.Module):
         numbers = cache_numbers(config)
         self.layers: Any = nn.ModuleList(BefitLayer(config, i, numbers[i]) for i in range(config.num_hidden_layers))
         self.norm = parts.norm(config.hidden_size, eps=config.rms_norm_eps)
-        self.rotary_emb = parts.rotary(config)
+        self.rotary_emb: nn.Module | None = parts.rotary(config)
+
+    def compute(self) -> None:
+        """Make the rotary table, which is computed and not stored, where the weights are: a meta device has none."""
+        if self.rotary_emb is not None:
+            self.rotary_emb = PARTS[self.config.model_type].rotary(self.config).to(self.embed_tokens.weight.device)
 
     def begin(
         self,
@@ -174,11 +180,17 @@ class BefitModel(nn.Module):
         count = x.shape[1]
         if attention_mask is not None and attention_mask.ndim != 2:
             raise ValueError(f"attention_mask must have the shape (B, K), got {tuple(attention_mask.shape)}")
-        if position_ids is None:
-            past = 0 if cache is None else cache.get_seq_length()
-            position_ids = (torch.arange(count, device=x.device) + past).unsqueeze(0)
-        context = Context(rope=self.rotary_emb(x, position_ids=position_ids), cache=cache)
-        attentions = {layer.window: layer.self_attn for layer in self.layers if has_cache(layer)}
+        context = Context(rope=None, cache=cache)
+        if self.rotary_emb is not None:
+            if position_ids is None:
+                past = 0 if cache is None else cache.get_seq_length()
+                position_ids = (torch.arange(count, device=x.device) + past).unsqueeze(0)
+            context.rope = self.rotary_emb(x, position_ids=position_ids)
+        if attention_mask is not None and count > 1 and not attention_mask.all():
+            context.padding = attention_mask[:, -count:]
+        attentions = {
+            layer.window: layer.self_attn for layer in self.layers if has_cache(layer) and not layer.recurrent
+        }
         eager = any(attention.config._attn_implementation == "eager" for attention in attentions.values())
         wanted = {window: attention.layer_idx for window, attention in attentions.items()}
         for window, number in ({w: 0 for w in windows} | wanted).items():
@@ -190,6 +202,7 @@ class BefitModel(nn.Module):
 class BefitForCausalLM(PreTrainedModel, GenerationMixin):
     """A causal language model of one of the families in `PARTS`, every layer as `config.per_layer_config` says."""
 
+    body: type[BefitModel] = BefitModel
     base_model_prefix = "model"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
@@ -200,7 +213,7 @@ class BefitForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.model = BefitModel(config)
+        self.model = self.body(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
@@ -298,16 +311,8 @@ class BefitQwen3ForCausalLM(BefitForCausalLM):
     config_class = Qwen3Config
 
 
-MODELS: dict[str, type[BefitForCausalLM]] = {
-    "llama": BefitLlamaForCausalLM,
-    "mistral": BefitMistralForCausalLM,
-    "qwen2": BefitQwen2ForCausalLM,
-    "qwen3": BefitQwen3ForCausalLM,
-}
-
-
 def has_cache(layer: Any) -> bool:
-    """Whether a layer is real attention, with keys and values to remember."""
+    """Whether a layer has a mixer that remembers something: keys and values, or a state."""
     return layer.self_attn is not None and not isinstance(layer.self_attn, LinearAttention)
 
 
@@ -329,24 +334,26 @@ def cache_numbers(config: Any) -> list[int]:
 
 
 def fit_cache(cache: Cache, model: BefitModel) -> None:
-    """Give an unused cache exactly one entry for each real attention, sliding where the attention is.
+    """Give an unused cache exactly one entry for each mixer that remembers, sliding where the attention is.
 
-    `generate` builds caches from the configuration with one entry a layer; entries of layers without attention would
-    stay empty, and the first of them would report a length of zero for all.
+    `generate` builds caches with one entry a layer; those of layers without attention would stay empty, and the first of
+    them would report a length of zero for all.
     """
     entries: list[Any] = cache.layers
-    if any(entry.is_initialized and entry.keys is not None for entry in entries):
-        return
-    windows = [layer.window for layer in model.layers if has_cache(layer)]
-    if isinstance(cache, StaticCache):
-        length = max(entry.max_cache_len for entry in entries)
-        entries = [
-            StaticSlidingWindowLayer(max_cache_len=length, sliding_window=w) if w else StaticLayer(max_cache_len=length)
-            for w in windows
-        ]
-    elif isinstance(cache, DynamicCache):
-        entries = [DynamicSlidingWindowLayer(sliding_window=w) if w else DynamicLayer() for w in windows]
-    cache.layers = entries
+    states = [entry.conv_states[0] if isinstance(entry, LinearAttentionLayer) else entry.keys for entry in entries]
+    if isinstance(cache, (StaticCache, DynamicCache)) and all(state is None for state in states):
+        room = max((entry.max_cache_len for entry in entries if isinstance(entry, StaticLayer)), default=None)
+        cache.layers = [_entry(layer, room) for layer in model.layers if has_cache(layer)]
+
+
+def _entry(layer: Any, room: int | None) -> Any:
+    """An empty cache for a layer: with room for so many tokens, or growing."""
+    w = layer.window
+    if layer.recurrent:
+        return LinearAttentionLayer()
+    if room is None:
+        return DynamicSlidingWindowLayer(sliding_window=w) if w else DynamicLayer()
+    return StaticSlidingWindowLayer(max_cache_len=room, sliding_window=w) if w else StaticLayer(max_cache_len=room)
 
 
 def _mask(

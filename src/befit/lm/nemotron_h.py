@@ -47,6 +47,7 @@ def _block(config: Any, index: int, kind: str) -> Block:
 FAMILY = Family(
     model_type="nemotron_h",
     describe=describe,
+    single=True,
     embedding="model.embeddings",
     final_norm="model.norm_f",
     attention_norm="norm",
