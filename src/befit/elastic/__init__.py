@@ -1,0 +1,1 @@
+"""One nested model for all budgets: train once, cut any size."""
