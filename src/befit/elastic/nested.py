@@ -9,7 +9,7 @@ more files: `router.safetensors` (the router, and the gains of the norms if ther
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,9 +65,9 @@ class Nested:
     _known: dict[Any, Member] = field(default_factory=dict, repr=False, compare=False)
 
     def member(self, share: float) -> Member:
-        """The member of a share (0 .. 1) of the parent's cost: the router's choice, moved to land within 1 % of the budget.
+        """The member of a share (0 .. 1) of the parent's cost: the router's choice, landed within 1 % of the budget.
 
-        A pure function of the share and the router's parameters; the whole network from 1 on. Raises `Infeasible` below the smallest member.
+        A pure function of the share and the router. The whole from 1 on; raises `Infeasible` below the smallest member.
         """
         if share >= 1:
             return self.space.whole
@@ -121,16 +121,34 @@ class Nested:
             return {name: tensor.to(weights[name].dtype) for name, tensor in found.items()}
 
 
-def hash_of(tensors: Iterable[tuple[str, Tensor]], shape: DecoderShape) -> str:
-    """A name for a member: sha256 over its sizes and, sorted by name, over each tensor's name, format, shape and bytes.
+class Pieces:
+    """The tensors of a member, gone through one after the other in any order, as a name that tells whether two are the same."""
 
-    `tensors` may come in any order, one after the other; none is kept.
-    """
-    digests = {name: _tensor_digest(name, tensor) for name, tensor in tensors}
-    total = hashlib.sha256(json.dumps(asdict(shape), sort_keys=True).encode())
-    for name in sorted(digests):
-        total.update(digests[name])
-    return total.hexdigest()
+    def __init__(self, shape: DecoderShape) -> None:
+        """`shape` is the member's own."""
+        self._shape = shape
+        self._digests = dict[str, bytes]()
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Take a tensor into account: its name, format, shape and bytes."""
+        total = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        self._digests[name] = total.digest()
+
+    def hash(self) -> str:
+        """sha256 over the sizes, then over the tensors sorted by name."""
+        total = hashlib.sha256(json.dumps(asdict(self._shape), sort_keys=True).encode())
+        for name in sorted(self._digests):
+            total.update(self._digests[name])
+        return total.hexdigest()
+
+
+def hash_of(tensors: Mapping[str, Tensor], shape: DecoderShape) -> str:
+    """The name of a member of `shape` with these tensors."""
+    pieces = Pieces(shape)
+    for name, tensor in tensors.items():
+        pieces.add(name, tensor)
+    return pieces.hash()
 
 
 def write_nested(folder: Path, nested: Nested, tokenizer: PreTrainedTokenizerBase | None = None) -> Manifest:
@@ -215,7 +233,7 @@ def _entry(nested: Nested, target: Target) -> Entry:
         cost=nested.counted(member),
         quality=None,
         latency_ms=None,
-        hash=hash_of(nested.member_weights(target.share).items(), cut_shape(nested.net.shape, member)),
+        hash=hash_of(nested.member_weights(target.share), cut_shape(nested.net.shape, member)),
     )
 
 
@@ -230,9 +248,3 @@ def _load(module: torch.nn.Module, state: Mapping[str, Tensor], start: str) -> N
         module.load_state_dict(own)
     except RuntimeError as error:
         raise RunConflict(f"{ROUTER} does not fit its manifest ({error}); copy the whole folder again") from error
-
-
-def _tensor_digest(name: str, tensor: Tensor) -> bytes:
-    total = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-    total.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return total.digest()

@@ -11,22 +11,29 @@ and a Nemotron-H without attention (its cache counts tokens in an attention laye
 """
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForCausalLM, MistralConfig
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from befit.arch.decoder import Attention, DecoderShape, Ffn
+from befit.arch.decoder import Attention, DecoderArch, DecoderShape, Ffn
 from befit.arch.member import Member, cut_shape
 from befit.errors import IllegalArch
+from befit.lm.child import build, config_for
 from befit.lm.family import Family
 from befit.lm.network import Network
 from befit.lm.prefix import Dimension, plan, prefix
+
+LAYOUTS = ("padded", "own-code")
+"""Of a member whose FFN widths differ."""
 
 LLAMA_ONLY = ("attention_bias", "mlp_bias", "pretraining_tp", "architectures", "model_type", "transformers_version")
 """Keys of a Llama configuration that a Mistral configuration does not have, or has of its own."""
@@ -100,13 +107,22 @@ def member_model(config: Any, net: Network, weights: Mapping[str, Tensor], membe
     return model.eval()
 
 
+def own_code(config: Any, arch: DecoderArch, folder: Path) -> Any:
+    """The configuration of a child of `arch` with befit's own class, whose modelling file is copied to `folder`.
+
+    `config` is the member's plain one. Load such a checkpoint with `trust_remote_code=True`.
+    """
+    found = config_for(config, arch)
+    found.dtype = config.dtype
+    model = build(found)
+    type(model).register_for_auto_class("AutoModelForCausalLM")
+    custom_object_save(model, folder, config=found)
+    return found
+
+
 def sizes(dimensions: tuple[Dimension, ...]) -> tuple[int, ...]:
     """The shape of a tensor of which these dimensions' prefixes are kept."""
-    total = []
-    for segments in dimensions:
-        kept = [torch.Size(segment.keep).numel() for segment in segments]
-        total.append(sum(kept))
-    return tuple(total)
+    return tuple(sum(math.prod(segment.keep) for segment in segments) for segments in dimensions)
 
 
 def pad(tensor: Tensor, wanted: tuple[int, ...]) -> Tensor:
