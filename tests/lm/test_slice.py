@@ -69,7 +69,7 @@ def test_the_parents_own_half_is_copied_whole() -> None:
     known = family_of(model.config)
     layer: dict[str, Tensor] = dict(model.model.layers[0].state_dict())
     shape = known.describe(tiny.config("qwen3", 1))
-    halves = own_half(layer, "attention") | own_half(layer, "ffn")
+    halves = own_half(layer, "attention", known) | own_half(layer, "ffn", known)
     assert halves.keys() == layer.keys()
     own = initial(layer, Attention(kv_heads=2), "attention", shape, known)
     assert all(torch.equal(tensor, layer[name]) for name, tensor in own.items())

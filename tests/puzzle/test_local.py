@@ -15,9 +15,9 @@ from torch import nn
 from befit.arch.decoder import Attention, Block, DecoderArch, Ffn, Linear, NoOp
 from befit.errors import IllegalArch
 from befit.lm import precision
-from befit.lm.slice import initial
+from befit.lm.slice import KINDS, initial
 from befit.puzzle import local
-from befit.puzzle.library import KINDS, Library, free, parent_layer
+from befit.puzzle.library import Library, free, parent_layer
 from befit.puzzle.local import LocalConfig, build_library
 
 TRAINED = LocalConfig(epochs=3, batch=4, lr=3e-3, held=0.25)

@@ -20,6 +20,7 @@ from befit.arch.decoder import (
     Ffn,
     FfnVariant,
     Linear,
+    Mamba,
     NoOp,
 )
 from befit.errors import IllegalArch
@@ -28,7 +29,7 @@ TARGETS = ("hf", "vllm", "llama.cpp")
 """Where a child may have to run: transformers, vLLM's and llama.cpp's stock model classes."""
 
 ATTENTION = ("all", "/2", "/4", "1", "window", "linear", "noop")
-"""Default attention variants: KV heads kept, a sliding window, one matrix, nothing."""
+"""Default variants of attention and of Mamba-2: KV heads or Mamba heads kept, a sliding window, one matrix, nothing."""
 
 FFN = ("100", "87", "75", "62", "50", "37", "25", "12", "linear", "noop")
 """Default FFN variants: percent of the parent's width, one matrix, nothing."""
@@ -43,7 +44,8 @@ class DecoderSpace:
     target: str = "hf"
     """One of `TARGETS`."""
     attention: tuple[str, ...] = ATTENTION
-    """Names of attention variants: all, /N, N (KV heads), window, window=N, linear, noop."""
+    """Names of attention variants: all, /N, N (KV heads), window, window=N, linear, noop; of Mamba-2, where N KV heads and
+    windows mean nothing: all, /N (Mamba heads, the same share of every SSM group), linear, noop."""
     ffn: tuple[str, ...] = FFN
     """Names of FFN variants: percent of the parent's width, linear, noop."""
     window: int = 64
@@ -52,6 +54,13 @@ class DecoderSpace:
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
             raise IllegalArch(f"unknown target {self.target!r}; expected one of {', '.join(TARGETS)}")
+        own = self.shape.arch.blocks
+        if self.target != "hf" and any(isinstance(block.attention, Mamba) for block in own):
+            raise IllegalArch(
+                f"target {self.target} cannot run children of a hybrid, whose layers differ; use target hf"
+            )
+        if not any(isinstance(block.attention, Attention) for block in own):
+            raise IllegalArch("the parent has no attention layer; a child must keep at least one")
         for layer in range(self.shape.layers):
             self.blocks(layer)
 
@@ -61,20 +70,20 @@ class DecoderSpace:
         return 256 if self.target == "vllm" or self.shape.hidden >= 1024 else 32
 
     def attention_variants(self, layer: int) -> tuple[AttentionVariant, ...]:
-        """The layer's own attention first, then every other legal one, without repetition."""
+        """The layer's own mixer first, then every other legal one, without repetition; in a layer without, only that."""
         own = self.shape.arch.blocks[layer].attention
         found: dict[AttentionVariant, None] = {own: None}
-        for name in self.attention:
+        for name in () if isinstance(own, NoOp) else self.attention:
             for variant in self._attention(name, own):
                 if self._runs(layer, variant):
                     found[variant] = None
         return tuple(found)
 
     def ffn_variants(self, layer: int) -> tuple[FfnVariant, ...]:
-        """The layer's own FFN first, then every other legal one, without repetition."""
+        """The layer's own FFN first, then every other legal one, without repetition; in a layer without, only that."""
         own = self.shape.arch.blocks[layer].ffn
         found: dict[FfnVariant, None] = {own: None}
-        for name in self.ffn:
+        for name in () if isinstance(own, NoOp) else self.ffn:
             variant = self._ffn(name, own)
             if variant is not None and not (isinstance(variant, Linear) and self.target != "hf"):
                 found[variant] = None
@@ -149,22 +158,31 @@ class DecoderSpace:
     def _attention(self, name: str, own: AttentionVariant) -> Sequence[AttentionVariant]:
         if name in ("linear", "noop"):
             return [Linear() if name == "linear" else NoOp()]
-        if not isinstance(own, Attention):
-            return []
         word, _, number = name.partition("=")
         if name == "window" or (word == "window" and _counts(number)):
             window = int(number or self.window)
-            narrower = own.window is None or window < own.window
-            return [Attention(kv_heads=own.kv_heads, window=window)] if narrower else []
+            if isinstance(own, Attention) and (own.window is None or window < own.window):
+                return [Attention(kv_heads=own.kv_heads, window=window)]
+            return []
         divisor = name.removeprefix("/")
         if name != "all" and not _counts(divisor):
             raise IllegalArch(
                 f"unknown attention variant {name!r}; expected all, /N, N, window, window=N, linear or noop"
             )
+        if isinstance(own, Mamba):
+            return (
+                [Mamba(heads=own.heads // int(divisor))] if name[0] == "/" and self._shares(own, int(divisor)) else []
+            )
+        if not isinstance(own, Attention):
+            return []
         heads = own.kv_heads if name == "all" else own.kv_heads // int(divisor) if name[0] == "/" else int(name)
         exact = name == "all" or name[0] != "/" or own.kv_heads % int(divisor) == 0
         fits = exact and 0 < heads <= own.kv_heads and own.kv_heads % heads == 0
         return [Attention(kv_heads=heads, window=own.window)] if fits else []
+
+    def _shares(self, own: Mamba, divisor: int) -> bool:
+        """Whether every SSM group can keep exactly one `divisor`-th of its heads."""
+        return self.shape.mamba is not None and own.heads % (divisor * self.shape.mamba.groups) == 0
 
     def _ffn(self, name: str, own: FfnVariant) -> FfnVariant | None:
         if name in ("linear", "noop"):

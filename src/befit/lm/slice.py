@@ -1,22 +1,33 @@
 """Training-free first weights of every variant, cut from the sorted parent (Puzzle, arXiv 2411.19146, appendix A).
 
 Narrower FFN: the first neurons. Fewer KV heads: the mean of neighbouring key heads and of neighbouring value heads
-(GQA, arXiv 2305.13245). Linear attention: W_O W_V, each token attending to itself. Linear FFN: W_down W_up, without the gate.
-A window keeps all weights; a no-op has none.
+(GQA, arXiv 2305.13245). Fewer Mamba heads: the first heads of every SSM group. Linear attention: W_O W_V, each token attending
+to itself. Linear Mamba: the way of a token through the last tap of the convolution and the skip D, gate and activation open.
+Linear FFN: W_down W_up, without gate or activation. A window keeps all weights; a no-op has none.
 
-Shapes: D hidden, I FFN width, G KV heads, H query heads, d head_dim.
+Shapes: D hidden, I FFN width, G KV heads, H query heads, d head_dim; W = Mamba heads x head_dim.
 """
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from befit.arch.decoder import Attention, DecoderShape, Ffn, Linear, NoOp, Variant
+from befit.arch.decoder import Attention, DecoderShape, Ffn, Linear, Mamba, NoOp, Variant
+from befit.arch.member import whole
 from befit.lm.family import Family
+from befit.lm.prefix import plan, take
 
 Tensors = dict[str, Tensor]
 
-HALVES = {"attention": ("input_layernorm.", "self_attn."), "ffn": ("post_attention_layernorm.", "mlp.")}
-"""How the names of each sub-block's tensors begin, relative to their layer: its norm, then itself."""
+KINDS = ("attention", "ffn")
+"""The sub-blocks of a layer: the mixer, whatever it is, and the FFN."""
+
+
+def halves(family: Family, kind: str) -> tuple[str, str]:
+    """How the names of a sub-block's tensors begin, relative to their layer: its norm, then itself."""
+    norm, part = (family.attention_norm, family.out) if kind == "attention" else (family.ffn_norm, family.down)
+    return f"{norm}.", f"{part.rpartition('.')[0]}."
 
 
 @torch.no_grad()
@@ -28,16 +39,19 @@ def initial(parent: Tensors, variant: Variant, kind: str, shape: DecoderShape, f
     """
     if isinstance(variant, NoOp):
         return {}
-    own = own_half(parent, kind)
-    norm = {name: t for name, t in own.items() if name.startswith(HALVES[kind][0])}
+    own = own_half(parent, kind, family)
+    before, itself = halves(family, kind)
+    norm = {name: t for name, t in own.items() if name.startswith(before)}
     match variant:
         case Linear() if kind == "attention":
-            return norm | {"self_attn.linear_attn.weight": _value_then_out(parent, shape, family)}
+            scans = f"{family.mamba}.A_log" in parent
+            matrix = _skip_then_out(parent, shape, family) if scans else _value_then_out(parent, shape, family)
+            return norm | {f"{itself}linear_attn.weight": matrix}
         case Linear():
             down, up = parent[f"{family.down}.weight"].float(), parent[f"{family.up}.weight"].float()
-            return norm | {"mlp.linear_mlp.weight": (down @ up).to(parent[f"{family.down}.weight"].dtype)}
+            return norm | {f"{itself}linear_mlp.weight": (down @ up).to(parent[f"{family.down}.weight"].dtype)}
         case Ffn(width=width):
-            for name in (family.gate, family.up):
+            for name in (family.gate, family.up) if shape.gated else (family.up,):
                 own |= {f"{name}.{part}": own[f"{name}.{part}"][:width].clone() for part in _parts(own, name)}
             own[f"{family.down}.weight"] = own[f"{family.down}.weight"][:, :width].clone()
             return own
@@ -46,12 +60,14 @@ def initial(parent: Tensors, variant: Variant, kind: str, shape: DecoderShape, f
                 for part in _parts(own, name):
                     own[f"{name}.{part}"] = pool_heads(own[f"{name}.{part}"], kv_heads, shape.head_dim)
             return own
+        case Mamba(heads=heads):
+            return _fewer_heads(own, heads, shape, family)
     raise AssertionError(variant)
 
 
-def own_half(layer: Tensors, kind: str) -> Tensors:
-    """The tensors of one sub-block and its norm, copied."""
-    return {name: t.detach().clone() for name, t in layer.items() if name.startswith(HALVES[kind])}
+def own_half(layer: Tensors, kind: str, family: Family) -> Tensors:
+    """The tensors of one sub-block and its norm, copied; the layer has this sub-block."""
+    return {name: t.detach().clone() for name, t in layer.items() if name.startswith(halves(family, kind))}
 
 
 def pool_heads(weight: Tensor, kv_heads: int, head_dim: int) -> Tensor:
@@ -66,6 +82,24 @@ def _value_then_out(parent: Tensors, shape: DecoderShape, family: Family) -> Ten
     groups = value.shape[0] // shape.head_dim
     repeated = value.unflatten(0, (groups, shape.head_dim)).repeat_interleave(shape.heads // groups, 0).flatten(0, 1)
     return (out.float() @ repeated).to(out.dtype)
+
+
+def _skip_then_out(parent: Tensors, shape: DecoderShape, family: Family) -> Tensor:
+    """W_out diag(norm gain x D x last tap) W_x, (D, D): what reaches the output if gate, activation and norm let all pass."""
+    assert shape.mamba is not None
+    own = {name.removeprefix(f"{family.mamba}."): t.float() for name, t in parent.items()}
+    gain = own["norm.weight"]
+    width = len(gain)
+    gain = gain * own["D"].repeat_interleave(shape.mamba.head_dim) * own["conv1d.weight"][:width, 0, -1]
+    matrix = own["out_proj.weight"] * gain @ own["in_proj.weight"][width : 2 * width]
+    return matrix.to(parent[f"{family.mamba}.out_proj.weight"].dtype)
+
+
+def _fewer_heads(own: Tensors, heads: int, shape: DecoderShape, family: Family) -> Tensors:
+    """The first heads of every SSM group, by the recipe of `befit.lm.prefix`."""
+    first = next(i for i, block in enumerate(shape.arch.blocks) if isinstance(block.attention, Mamba))
+    cut = plan(shape, family, replace(whole(shape), mamba_heads=heads))
+    return {name: take(t, cut[f"model.layers.{first}.{name}"][1]).clone() for name, t in own.items()}
 
 
 def _parts(tensors: Tensors, name: str) -> list[str]:

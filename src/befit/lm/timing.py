@@ -5,7 +5,8 @@ from where they come from in a whole model and launches overlap as they do there
 Prefill runs the whole prompt and writes keys and values; decode runs one token of every request against a full cache.
 Both have static shapes and touch only preallocated memory, so they can be captured in CUDA graphs.
 
-Shapes: B batch, T prompt tokens, C context (prompt and generated tokens), G KV heads, D hidden, V vocabulary.
+Shapes: B batch, T prompt tokens, C context (prompt and generated tokens), G KV heads, D hidden, V vocabulary; Mamba-2: H heads,
+P channels of a head, N state.
 """
 
 import random
@@ -17,8 +18,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
-from befit.arch.decoder import Attention, Block, DecoderArch, DecoderShape, Ffn, NoOp, Variant
+from befit.arch.decoder import Attention, Block, DecoderArch, DecoderShape, Ffn, Mamba, NoOp, Variant
 from befit.arch.space import DecoderSpace
 from befit.cost.count import Cost, attention_cost, block_cost, ffn_cost, fixed_cost
 from befit.cost.device import Device, Step, time_together
@@ -60,6 +62,25 @@ EFFORT = Effort()
 """Enough for a median error of a few percent on a quiet machine."""
 
 
+class FixedState(LinearAttentionLayer):
+    """The state of one Mamba-2 mixer in memory that stays where it is: of a prompt's beginning, or of earlier tokens."""
+
+    def __init__(self, mixer: Any, batch: int, past: int) -> None:
+        """Zeros: inputs of the convolution (B, channels, kernel), and the state (B, H, P, N), in fp32 as the scan makes it."""
+        super().__init__()
+        weight, state = mixer.conv1d.weight, (batch, mixer.num_heads, mixer.head_dim, mixer.ssm_state_size)
+        self.lazy_initialization(weight.new_zeros(batch, weight.shape[0], weight.shape[-1]))
+        self.lazy_initialization(recurrent_states=weight.new_zeros(state, dtype=torch.float32))
+        self.begun = past > 0
+        self.has_previous_state[0] = self.begun
+
+    def update_conv_state(self, conv_states: Tensor, *args: Any, **options: Any) -> Tensor:
+        """The same as ever, but a prompt that was seen before is a new one the next time."""
+        found = super().update_conv_state(conv_states, *args, **options)
+        self.has_previous_state[0] = self.begun
+        return found
+
+
 class FixedCache(DynamicCache):
     """Keys and values in preallocated memory that stays where it is; to a model it looks like transformers' plain cache.
 
@@ -72,7 +93,13 @@ class FixedCache(DynamicCache):
         super().__init__()
         self.past = past
         self.buffers: list[tuple[Tensor, Tensor]] = []
+        self.layers: list[Any] = []
         for layer in filter(has_cache, layers):
+            if layer.recurrent:
+                self.layers.append(FixedState(layer.self_attn, workload.batch, past))
+                self.buffers.append((torch.empty(0), torch.empty(0)))  # numbered as all caches of the model are
+                continue
+            self.layers.append(DynamicLayer())
             weight, head_dim = layer.self_attn.k_proj.weight, layer.self_attn.head_dim
             length = min(workload.context, layer.window or workload.context)
             zeros = weight.new_zeros(2, workload.batch, weight.shape[0] // head_dim, length, head_dim)
@@ -240,10 +267,7 @@ class Bench:
         """A whole model on the device."""
         model = self._filled(build(config_for(self.config, arch)))
         model.tie_weights()
-        rotary = type(model.model.rotary_emb)(
-            model.config
-        )  # computed, not stored: lost on the way from the meta device
-        model.model.rotary_emb = rotary.to(self.device.kind)
+        model.model.compute()
         return model
 
     def _row(self, kind: str, variant: Variant, copies: int) -> Steps:
@@ -336,6 +360,6 @@ def _only(kind: str, variant: Variant) -> Block:
     """A layer that has one sub-block."""
     if kind == "attention" and not isinstance(variant, Ffn):
         return Block(attention=variant, ffn=NoOp())
-    if kind == "ffn" and not isinstance(variant, Attention):
+    if kind == "ffn" and not isinstance(variant, Attention | Mamba):
         return Block(attention=NoOp(), ffn=variant)
     raise IllegalArch(f"{variant.name} cannot stand in for the {kind} sub-block")

@@ -1,14 +1,14 @@
 """Simpler ways to meet the same budget, from the same library: what a search must beat.
 
-Uniform: the same block everywhere. Depth: whole layers dropped in the order of block influence (ShortGPT, arXiv 2403.03853).
-Greedy: layer by layer, each takes the best option
-that an equal share of what is left of each bound pays for (after Puzzle's own ablation). Random: a legal
-architecture within the budget.
+Uniform: layers that are alike in the parent stay alike. Depth: whole layers dropped in the order of block influence
+(ShortGPT, arXiv 2403.03853). Greedy: layer by layer, each takes the best option that an equal share of what is left of each
+bound pays for (after Puzzle's own ablation). Random: a legal architecture within the budget.
 """
 
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import product
 
 from befit.arch.decoder import Attention, Block, DecoderArch, NoOp
 from befit.arch.space import DecoderSpace
@@ -24,9 +24,11 @@ Affordable = Callable[[DecoderArch], bool]
 def uniform(
     space: DecoderSpace, true_kl: Callable[[DecoderArch], float], scores: Scores, affordable: Affordable
 ) -> DecoderArch | None:
-    """The best of all same-block-everywhere children that fit, by true KL among the four of best predicted score."""
-    count = space.shape.layers
-    found = [DecoderArch(blocks=(block,) * count) for block in space.blocks(count - 1)]
+    """The best of all uniform children that fit, by true KL among the four of best predicted score."""
+    own = space.shape.arch.blocks
+    last = {block: layer for layer, block in enumerate(own)}  # where each kind of layer was seen last
+    choices = [dict(zip(last, choice, strict=True)) for choice in product(*(space.blocks(i) for i in last.values()))]
+    found = [DecoderArch(blocks=tuple(choice[block] for block in own)) for choice in choices]
     fitting = [arch for arch in found if space.contains(arch) and affordable(arch)]
     fitting.sort(key=lambda arch: scores.total(arch, space.shape.arch))
     return min(fitting[:4], key=true_kl, default=None)
@@ -39,7 +41,7 @@ def depth(space: DecoderSpace, influence: Sequence[float], affordable: Affordabl
         if affordable(DecoderArch(blocks=tuple(blocks))):
             break
         left = sum(isinstance(b.attention, Attention) for b in blocks)
-        if gone in space.blocks(layer) and left > 1:
+        if gone in space.blocks(layer) and (left > 1 or not isinstance(blocks[layer].attention, Attention)):
             blocks[layer] = gone
     arch = DecoderArch(blocks=tuple(blocks))
     return arch if affordable(arch) and space.contains(arch) else None
@@ -54,9 +56,10 @@ def greedy(space: DecoderSpace, prices: Prices, scores: Scores, bounds: Sequence
             free = bound.value - fixed[bound.cost]
             left[bound.cost] = min(free, left.get(bound.cost, free))
     blocks: list[Block] = []
-    for layer, own in enumerate(space.shape.arch.blocks):
+    parent = space.shape.arch.blocks
+    for layer, own in enumerate(parent):
         share = {name: value / (count - layer) for name, value in left.items()}
-        last = layer == count - 1 and not any(isinstance(b.attention, Attention) for b in blocks)
+        last = not any(isinstance(b.attention, Attention) for b in (*blocks, *parent[layer + 1 :]))
         fitting = [
             block
             for block in space.blocks(layer)

@@ -18,9 +18,7 @@ from befit.arch.space import DecoderSpace
 from befit.lm.child import adopt, build, config_for, half
 from befit.lm.family import Family
 from befit.lm.modeling_befit import BefitForCausalLM, BefitLayer
-from befit.lm.slice import HALVES, own_half
-
-KINDS = tuple(HALVES)
+from befit.lm.slice import KINDS, halves
 
 
 @dataclass(kw_only=True)
@@ -56,7 +54,7 @@ class Library:
             return {}
         if variant == self.own(layer, kind):
             named = self.parent.model.layers[layer].state_dict()
-            return {name: t for name, t in named.items() if name.startswith(HALVES[kind])}
+            return {name: t for name, t in named.items() if name.startswith(halves(self.family, kind))}
         if layer not in self.loaded:
             self.loaded[layer] = self._read(layer)
         prefix = f"{kind}/{variant.name}/"
@@ -107,8 +105,7 @@ def flat(variants: Mapping[tuple[str, Variant], Mapping[str, Tensor]]) -> dict[s
 
 def parent_layer(model: BefitForCausalLM, layer: int) -> dict[str, Tensor]:
     """The parent's tensors of one layer, copied, both sub-blocks together."""
-    named = model.model.layers[layer].state_dict()
-    return own_half(named, "attention") | own_half(named, "ffn")
+    return {name: t.detach().clone() for name, t in model.model.layers[layer].state_dict().items()}
 
 
 def free(model: BefitForCausalLM) -> BefitForCausalLM:

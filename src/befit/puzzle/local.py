@@ -27,9 +27,9 @@ from befit.lm.distill import normalised_mse
 from befit.lm.family import Family
 from befit.lm.modeling_befit import BefitForCausalLM, BefitLayer, Context
 from befit.lm.precision import mixed
-from befit.lm.slice import initial
+from befit.lm.slice import KINDS, initial
 from befit.progress import Progress, silent
-from befit.puzzle.library import KINDS, Library, flat, parent_layer
+from befit.puzzle.library import Library, flat, parent_layer
 from befit.rundir import read_json, write_json, write_tensors
 
 Halves = dict[tuple[str, Variant], BefitLayer]
