@@ -42,6 +42,12 @@ class Segment:
 
 Dimension = tuple[Segment, ...]
 
+PARTS = {
+    "convolved": ("inner", "state", "state"),
+    "projected": ("inner", "inner", "state", "state", "mamba_heads"),
+}
+"""The axes that stand one after the other in an axis of Mamba-2; every other axis is a single segment."""
+
 
 def layout(shape: DecoderShape, family: Family) -> dict[str, tuple[str, ...]]:
     """What each dimension of every tensor of a network is: name -> axes, such as ("kv", "hidden").
@@ -200,14 +206,9 @@ def _mamba_segments(axis: str, shape: DecoderShape, member: Member) -> list[tupl
     inner = ((groups, per_group, mamba.head_dim), (groups, kept, member.mamba_head_dim))
     state = ((groups, mamba.state), (groups, member.state))
     heads = ((groups, per_group), (groups, kept))
-    rows = {
-        "mamba_heads": [heads],
-        "inner": [inner],
-        "convolved": [inner, state, state],
-        "projected": [inner, inner, state, state, heads],
-        "kernel": [((mamba.kernel,), (mamba.kernel,))],
-    }
-    return rows[axis]
+    kernel = ((mamba.kernel,), (mamba.kernel,))
+    parts = {"mamba_heads": heads, "inner": inner, "state": state, "kernel": kernel}
+    return [parts[part] for part in PARTS.get(axis, (axis,))]
 
 
 def _kv_heads(shape: DecoderShape) -> int:

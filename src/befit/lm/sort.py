@@ -1,22 +1,30 @@
-"""Sort a parent once, most important first, so that every narrower FFN is a prefix. The function stays the same.
+"""Sort a parent once, most important first, so that every narrower network is a prefix. The function stays the same.
 
-Four permutations leave a decoder layer's output as it is: of FFN neurons; of KV groups together with their query heads;
-of query heads inside their KV group; of Mamba heads inside their SSM group. Each is applied to the rows that produce the
-channels and to the columns that read them, biases included.
+These permutations leave the network's output as it is: of embedding channels, one order for the whole network; in a layer, of
+FFN neurons; of KV groups together with their query heads; of query heads inside their KV group; of Mamba heads inside their
+SSM group, and of their channels, one order for all heads; of the SSM state, in each group by itself. Channels of an attention
+head stay where they are, as rotary embeddings and the norms of queries and keys tell them apart; so do SSM groups.
 
-Shapes: H heads (of queries, or of a Mamba-2 mixer), G KV groups (heads) or SSM groups, d head_dim, I FFN width, D hidden,
-N state.
+One recipe serves them all: `befit.lm.prefix.layout` says what each dimension of every tensor is, and each axis has one order,
+applied to the rows that produce its channels and to the columns that read them, biases included.
+
+Shapes: D hidden, I FFN width, H heads (of queries, or of a Mamba-2 mixer), G KV groups, R = H / G, d head_dim, Q SSM groups,
+M Mamba heads of a group, P channels of a Mamba head, N state.
 """
 
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from befit.arch.decoder import Attention, DecoderShape, Ffn, Mamba, MambaShape
+from befit.arch.decoder import Attention, DecoderShape
 from befit.lm.family import Family
 from befit.lm.modeling_befit import BefitForCausalLM
-from befit.lm.rank import Ranking
+from befit.lm.prefix import PARTS, layout
+from befit.lm.rank import AxisRanking, Ranking
+
+Orders = Mapping[str, Tensor]
+"""Axis of `layout` -> position -> which old entry stands there now. An axis that is not named stays as it is."""
 
 
 def neuron_order(importance: Tensor) -> Tensor:
@@ -32,62 +40,103 @@ def head_order(importance: Tensor, kv_heads: int) -> tuple[Tensor, Tensor]:
 
 
 def mamba_order(importance: Tensor, groups: int) -> Tensor:
-    """Mamba heads (H,), descending inside each SSM group; the groups stay where they are."""
+    """Mamba heads (Q * M,), or the state (Q * N,), descending inside each SSM group; the groups stay where they are."""
     return _inside(importance.view(groups, -1)).flatten()
+
+
+def channels(heads: Tensor, head_dim: int, inside: Tensor | None = None) -> Tensor:
+    """Channel numbers (heads * d,) of whole heads in the given order; `inside` (d,) is the order within every head."""
+    return (heads[:, None] * head_dim + (torch.arange(head_dim) if inside is None else inside)).flatten()
+
+
+@torch.no_grad()
+def sort_weights(
+    weights: Mapping[str, Tensor], shape: DecoderShape, family: Family, ranking: AxisRanking
+) -> dict[str, Tensor]:
+    """New tensors, every axis by descending importance; the network that they make is the same up to rounding.
+
+    They have the names of `layout`; what tied weights hold under the name of the head is left out.
+    """
+    orders = _orders(shape, ranking)
+    return {
+        name: moved.clone() if moved is weights[name] else moved
+        for name, moved in _permuted(weights, shape, family, orders)
+    }
 
 
 @torch.no_grad()
 def sort(model: BefitForCausalLM, shape: DecoderShape, family: Family, ranking: Ranking) -> None:
     """Permute every layer of `model` in place by `ranking`; logits stay the same up to rounding."""
-    for index, (layer, block) in enumerate(zip(model.model.layers, shape.arch.blocks, strict=True)):
-        match block.attention:
-            case Attention(kv_heads=kv_heads):
-                groups, heads = head_order(ranking.heads[index], kv_heads)
-                query, kv = channels(heads, shape.head_dim), channels(groups, shape.head_dim)
-                _permute(layer, family.query, rows=query)
-                _permute(layer, family.key, rows=kv)
-                _permute(layer, family.value, rows=kv)
-                _permute(layer, family.out, columns=query)
-            case Mamba() if shape.mamba:
-                heads = mamba_order(ranking.mamba_heads[index], shape.mamba.groups)
-                _sort_mamba(layer.get_submodule(family.mamba), heads, shape.mamba)
-        if isinstance(block.ffn, Ffn):
-            neurons = neuron_order(ranking.neurons[index])
-            for name in (family.gate, family.up) if shape.gated else (family.up,):
-                _permute(layer, name, rows=neurons)
-            _permute(layer, family.down, columns=neurons)
+    none = (torch.zeros(0),) * shape.layers
+    known = AxisRanking(
+        hidden=none[0],
+        ffn=ranking.neurons,
+        query=tuple(
+            _grouped(heads, block.attention.kv_heads) if isinstance(block.attention, Attention) else heads
+            for heads, block in zip(ranking.heads, shape.arch.blocks, strict=True)
+        ),
+        mamba_heads=tuple(_grouped(h, shape.mamba.groups) for h in ranking.mamba_heads) if shape.mamba else none,
+        channels=none,
+        state=none,
+    )
+    weights = dict(model.named_parameters())
+    for name, moved in _permuted(weights, shape, family, _orders(shape, known)):
+        if moved is not weights[name]:
+            weights[name].copy_(moved)
 
 
-def _sort_mamba(mixer: nn.Module, heads: Tensor, mamba: MambaShape) -> None:
-    """Rows of the input projection are [z | x | B | C | dt], of the convolution [x | B | C]; B and C belong to groups."""
-    inner = channels(heads, mamba.head_dim)
-    width, shared = len(inner), torch.arange(2 * mamba.groups * mamba.state)
-    convolved = torch.cat([inner, width + shared])
-    _permute(mixer, "in_proj", rows=torch.cat([inner, width + convolved, width + len(convolved) + heads]))
-    _permute(mixer, "conv1d", rows=convolved)
-    for name, order in (("A_log", heads), ("D", heads), ("dt_bias", heads), ("norm.weight", inner)):
-        vector = mixer.get_parameter(name)
-        vector.copy_(vector[order.to(vector.device)])
-    _permute(mixer, "out_proj", columns=inner)
+def _orders(shape: DecoderShape, ranking: AxisRanking) -> list[Orders]:
+    """The orders of each layer, then those outside the layers. What was not ranked is not named."""
+    outside = {"hidden": neuron_order(ranking.hidden)} if len(ranking.hidden) else {}
+    found = []
+    for i in range(shape.layers):
+        own = dict(outside)
+        if len(ranking.ffn[i]):
+            own["ffn"] = neuron_order(ranking.ffn[i])
+        if len(heads := ranking.query[i]):
+            groups, queries = head_order(heads.flatten(), len(heads))
+            own |= {"query": channels(queries, shape.head_dim), "kv": channels(groups, shape.head_dim)}
+        if len(heads := ranking.mamba_heads[i]) and shape.mamba is not None:
+            order = mamba_order(heads.flatten(), len(heads))
+            inside = neuron_order(ranking.channels[i]) if len(ranking.channels[i]) else None
+            own |= {"mamba_heads": order, "inner": channels(order, shape.mamba.head_dim, inside)}
+            state = ranking.state[i].flatten()
+            own["state"] = (
+                mamba_order(state, len(heads)) if len(state) else torch.arange(len(heads) * shape.mamba.state)
+            )
+        found.append(own)
+    return [*found, outside]
+
+
+def _permuted(
+    weights: Mapping[str, Tensor], shape: DecoderShape, family: Family, orders: list[Orders]
+) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of `layout` in its new order; the tensor itself where nothing moves."""
+    for name, axes in layout(shape, family).items():
+        number = name.removeprefix("model.layers.").partition(".")[0]
+        own = orders[int(number) if number.isdecimal() else -1]
+        tensor = weights[name]
+        for place, axis in enumerate(axes):
+            if (index := _index(axis, own)) is not None:
+                tensor = tensor.index_select(place, index.to(tensor.device))
+        yield name, tensor
+
+
+def _index(axis: str, orders: Orders) -> Tensor | None:
+    """Where every entry of a dimension comes from; None if it stays as it is."""
+    parts = PARTS.get(axis, (axis,))
+    if not all(part in orders for part in parts):
+        return None
+    sizes = [len(orders[part]) for part in parts]
+    return torch.cat([orders[part] + sum(sizes[:i]) for i, part in enumerate(parts)])
+
+
+def _grouped(importance: Tensor, groups: int) -> Tensor:
+    """One row for each group; nothing stays nothing."""
+    return importance.view(groups, -1) if len(importance) else importance
 
 
 def _inside(by_group: Tensor) -> Tensor:
-    """Heads (G, H / G) as numbers among all heads, descending inside each group, groups in place."""
+    """Entries (G, R) as numbers among all, descending inside each group, groups in place."""
     count, each = by_group.shape
     return torch.arange(count)[:, None] * each + by_group.argsort(dim=1, descending=True, stable=True)
-
-
-def channels(heads: Tensor, head_dim: int) -> Tensor:
-    """Channel numbers (heads * d,) of whole heads in the given order."""
-    return (heads[:, None] * head_dim + torch.arange(head_dim)).flatten()
-
-
-def _permute(layer: nn.Module, name: str, *, rows: Tensor | None = None, columns: Tensor | None = None) -> None:
-    module: Any = layer.get_submodule(name)
-    device = module.weight.device
-    if rows is not None:
-        module.weight.copy_(module.weight[rows.to(device)])
-        if module.bias is not None:
-            module.bias.copy_(module.bias[rows.to(device)])
-    if columns is not None:
-        module.weight.copy_(module.weight[:, columns.to(device)])
