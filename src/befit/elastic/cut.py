@@ -56,7 +56,7 @@ class CutResult:
 
     member: Member
     share: float
-    """What the router was asked for, as a share of the parent's trained cost."""
+    """Of the parent's trained cost."""
     cost: Cost
     """Counted, of what was written, at the workload."""
     network: Cost
@@ -217,6 +217,8 @@ class _Chooser:
         with torch.no_grad():
             router = self.nested.router
             member = fit(space, router.choose(share), price, 1.0, preference=router.preference(share))
+        if self.trained_cost != "latency_ms":  # the share that it turned out to have, by which gains are taken
+            share = self.nested.cost(member) / self.nested.cost(space.whole)
         return member, share, None
 
     def _as_trained(self, cost: str) -> bool:

@@ -55,6 +55,7 @@ class Router(nn.Module):
         if not shares or len(set(shares)) != len(shares) or not all(0 < share <= 1 for share in shares):
             raise BadBudget(f"router: expected different shares above 0 and at most 1, got {list(shares)}")
         self.space, self.shares = space, tuple(sorted(float(share) for share in shares))
+        self.width = width
         price = price or price_of(space.shape, "params", Workload())
         full = price(space.whole)
         ratios = [uniform_ratio(space, price, share * full) for share in self.shares]

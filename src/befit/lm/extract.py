@@ -88,11 +88,15 @@ def member_weights(
 
 
 def member_model(config: Any, net: Network, weights: Mapping[str, Tensor], member: Member) -> Any:
-    """A member as a module of transformers' plain class, in evaluation mode, its parameters views of `weights` or slices.
+    """A member as a module of transformers' plain class, in evaluation mode; parameters are views of `weights` where they can be.
 
     `config` and `weights` are those of the whole nested model. Raises `IllegalArch` as `member_config` does.
     """
-    own = member_weights(weights, net.shape, net.family, member)
+    # A part that is no contiguous stretch is copied: transformers cannot save it otherwise.
+    own = {
+        name: tensor.detach().contiguous()
+        for name, tensor in member_weights(weights, net.shape, net.family, member).items()
+    }
     first = next(iter(own.values()))
     settings = member_config(config, net.shape, member)
     settings.dtype = first.dtype
@@ -100,7 +104,7 @@ def member_model(config: Any, net: Network, weights: Mapping[str, Tensor], membe
         model: Any = AutoModelForCausalLM.from_config(settings)
     if net.shape.tied:
         own["lm_head.weight"] = own[f"{net.family.embedding}.weight"]
-    model.load_state_dict({name: tensor.detach() for name, tensor in own.items()}, assign=True, strict=True)
+    model.load_state_dict(own, assign=True, strict=True)
     model.tie_weights()
     if net.rotary is not None:  # computed, not stored: build its table where the weights are
         model.model.rotary_emb = type(model.model.rotary_emb)(settings).to(first.device)
