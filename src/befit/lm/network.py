@@ -290,10 +290,10 @@ class _Run:
         self.tap("state", index, b * c)
         if gates.state is not None:
             b = b * gates.state
-        dt = F.softplus(dt.float() + self.weights[f"{base}.dt_bias"].float())
+        dt = F.softplus(_wide(dt) + _wide(self.weights[f"{base}.dt_bias"]))
         if past is None or x.shape[1] > 1:  # transformers' class, too, has no lower limit when it decodes
             dt = dt.clamp_min(self.net.dt_min)
-        decay = -self.weights[f"{base}.A_log"].float().exp()
+        decay = -_wide(self.weights[f"{base}.A_log"]).exp()
         y, last = ssd.scan(
             value.unflatten(-1, (own.heads, sizes.head_dim)),
             dt,
@@ -306,7 +306,7 @@ class _Run:
         )
         if self.memory is not None:
             self.memory.layers[index] = self.memory.layers[index][0], last
-        gated = (y.flatten(2).float() * F.silu(z.float())).unflatten(-1, (sizes.groups, -1))  # (B, T, Q, MP)
+        gated = (_wide(y.flatten(2)) * F.silu(_wide(z))).unflatten(-1, (sizes.groups, -1))  # (B, T, Q, MP)
         gate = _head_gate(gates, own.heads // sizes.groups, sizes.head_dim, x.device)
         weight = self.weights[f"{base}.norm.weight"].unflatten(0, (sizes.groups, -1))
         normed = _rms_norm(_gate(gated, gate), weight, self.net.eps, gate).to(y.dtype)
@@ -332,6 +332,11 @@ def _gate(x: Tensor, gate: Tensor | None) -> Tensor:
     return x if gate is None else x * gate
 
 
+def _wide(x: Tensor) -> Tensor:
+    """In fp32, or as it is where it is wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _head_gate(gates: Gates, heads: int, channels: int, device: torch.device) -> Tensor | None:
     """The gate of a group's inner channels (M * P,)."""
     if gates.mamba_heads is None and gates.channels is None:
@@ -344,7 +349,7 @@ def _head_gate(gates: Gates, heads: int, channels: int, device: torch.device) ->
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float, gate: Tensor | None = None) -> Tensor:
     """x / rms(x) * weight over the last dimension, of which only the open channels count."""
-    wide = x.float()
+    wide = _wide(x)
     count = x.shape[-1] if gate is None else gate.sum()
     scaled = wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) / count + eps)
     return (scaled * weight).to(x.dtype)
