@@ -14,16 +14,27 @@ pytest.register_assert_rewrite("laws.families")
 
 from transformers import AutoConfig, AutoModelForCausalLM  # noqa: E402
 
+import tiny  # noqa: E402
+from befit.arch.decoder import Mamba  # noqa: E402
 from befit.errors import UnsupportedModel  # noqa: E402
 from befit.lm.child import MODELS, arch_of, load, save  # noqa: E402
 from befit.lm.families import family_of  # noqa: E402
-from laws.families import CASES, FAMILIES, IDS, LAWS, Case, close, logits  # noqa: E402
+from laws.families import CASES, FAMILIES, IDS, LAWS, NOT_FOR, Case, close, logits  # noqa: E402
+
+APPLY = [(law, case) for law in LAWS for case in CASES if law not in NOT_FOR or case.model_type not in NOT_FOR[law][0]]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize(("law", "case"), APPLY, ids=lambda value: getattr(value, "name", None) or value.__name__)
 def test_law(law: Callable[[Case], None], case: Case) -> None:
     law(case)
+
+
+def test_only_what_a_family_lacks_is_passed_over() -> None:
+    for law, (families, reason) in NOT_FOR.items():
+        assert law in LAWS and reason == "no layer is Mamba-2"
+        for case in CASES:
+            mamba = any(isinstance(block.attention, Mamba) for block in case.shape.arch.blocks)
+            assert (case.model_type in families) == (not mamba)
 
 
 def test_every_supported_family_is_listed() -> None:
@@ -88,11 +99,20 @@ def test_checkpoints_load_here_and_where_befit_is_not(saved: Path, tmp_path: Pat
 def test_checkpoint_says_what_it_is(case: Case, saved: Path) -> None:
     written = json.loads((saved / case.name / "config.json").read_text())
     layers = written["per_layer_config"]
-    assert list(layers) == ["0", "1", "2", "3"]
-    assert layers["0"]["skip"] == ["attention"] and layers["1"]["skip"] == ["mlp"]
-    assert layers["2"]["linear"] == ["mlp"] and layers["3"]["linear"] == ["attention"]
+    if case.family.single:
+        assert layers["0"]["skip"] == layers["4"]["skip"] == ["attention", "mlp"]
+        assert (
+            layers["1"]["intermediate_size"] == 32
+            and layers["3"]["mamba_num_heads"] == case.changes["mamba_num_heads"] // 2
+        )
+        assert layers["5"]["linear"] == ["attention"] and layers["7"]["linear"] == ["mlp"]
+        assert written["layers_block_type"] == tiny.kinds("--*M--*-")
+    else:
+        assert list(layers) == ["0", "1", "2", "3"]
+        assert layers["0"]["skip"] == ["attention"] and layers["1"]["skip"] == ["mlp"]
+        assert layers["2"]["linear"] == ["mlp"] and layers["3"]["linear"] == ["attention"]
+        assert layers["0"]["intermediate_size"] == 32
     assert (layers["2"]["num_key_value_heads"], layers["2"]["sliding_window"]) == (1, 5)
-    assert layers["0"]["intermediate_size"] == 32
     assert written["model_type"] == case.model_type
     assert written["architectures"] == [MODELS[case.model_type].__name__]
     assert arch_of(AutoConfig.from_pretrained(saved / case.name)) == case.mixed()

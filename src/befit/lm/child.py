@@ -80,7 +80,7 @@ def arch_of(config: Any) -> DecoderArch:
             attention = Attention(kv_heads=own.num_key_value_heads, window=own.sliding_window)
         elif not single and "attention" not in (*skip, *linear):
             attention = Attention(kv_heads=own.num_key_value_heads, window=window_of(config, i))
-        if kind in ("", "mlp") and "mlp" not in (*skip, *linear):
+        if "mlp" not in (*skip, *linear) and (not single or (kind == "mlp" and not linear)):
             ffn = Ffn(width=own.intermediate_size)
         blocks.append(Block(attention=attention, ffn=ffn))
     return DecoderArch(blocks=tuple(blocks))
