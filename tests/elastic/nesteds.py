@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from tests import members
 from transformers import AutoTokenizer
 
 import tiny
@@ -15,7 +16,6 @@ from befit.elastic.nested import Nested
 from befit.elastic.router import Router
 from befit.elastic.space import NestedSpace, default_space
 from befit.lm.parent import EMBEDDED
-from tests import members
 
 WORKLOAD = Workload(batch=2, prompt=16, generate=8, weights="fp32", cache="fp32")
 

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.elastic.nesteds import nested_of
 
 from befit.elastic.manifest import Manifest, Quality, check_files, evaluated, note_files, read_manifest, write_manifest
 from befit.elastic.nested import write_nested
 from befit.errors import RunConflict
-from tests.elastic.nesteds import nested_of
 
 
 @pytest.fixture(scope="module")

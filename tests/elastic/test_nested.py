@@ -7,16 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from tests import members
+from tests.elastic.nesteds import WORKLOAD, nested_of, tokenizer
 from transformers import AutoModelForCausalLM
 
 import tiny
-from befit.arch.member import cut_shape, nested as is_nested
+from befit.arch.member import cut_shape
+from befit.arch.member import nested as is_nested
 from befit.cost.count import count
 from befit.elastic.nested import ROUTER, hash_of, memory_name, open_nested, read_folder, write_nested
 from befit.errors import BadBudget, Infeasible, RunConflict
 from befit.lm.network import logits
-from tests import members
-from tests.elastic.nesteds import WORKLOAD, nested_of, tokenizer
 
 
 @pytest.mark.parametrize("family", ["nemotron_h", "llama", "qwen3"])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests import members
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, MistralForCausalLM
 
@@ -22,7 +23,6 @@ from befit.errors import IllegalArch
 from befit.lm.extract import member_config, member_model, member_weights, own_code, pad, padded
 from befit.lm.network import logits
 from befit.lm.prefix import prefix
-from tests import members
 
 
 def ours(parent: members.Parent, member: Member, tokens: Tensor) -> Tensor:

@@ -73,6 +73,8 @@ class CutResult:
     """Whether this is a member of a budget trained for, and its hash that of the manifest."""
     latency_ms: float | None
     """Measured on the device of the training run, where that was done; never predicted."""
+    free: str | None
+    """The memory that the member was fitted to, in words; None if a budget alone was given."""
     seconds: float
     bytes_read: int
     """Of weights."""
@@ -85,12 +87,14 @@ class CutResult:
         origin = "trained for" if self.trained else "between the budgets trained for"
         layouts = {
             "plain": "plain checkpoint: transformers' own class loads it, no code comes with it",
-            "padded": "FFNs padded with zeros to the widest: exact, a plain checkpoint, but it takes the room of the widest; "
-            f"without zeros it would have {human('params', self.network.params)} parameters (--layout own-code)",
+            "padded": "FFNs padded with zeros to the widest: exact, a plain checkpoint, but it takes the room of the widest: "
+            f"{human('params', self.cost.params)} parameters, {human('params', self.network.params)} without the zeros "
+            "(--layout own-code)",
             "own-code": "FFNs as wide as they are: load it with trust_remote_code=True, its modelling file is beside the weights",
         }
         return (
             f"a member at {self.share * 100:.4g} % of the nested model, {origin}",
+            *((self.free,) if self.free else ()),
             *(f"counted: {line}" for line in Budget(bounds=self.bounds).explain(told)),
             f"counted: {human('params', self.cost.params)} parameters, {human('memory_bytes', self.cost.memory_bytes)} "
             f"of memory at batch {self.workload.batch}, context {self.workload.context}",
@@ -120,12 +124,14 @@ def cut(
     begin = time.perf_counter()
     folder = _nested_folder(source)
     _check_out(out)
-    if layout not in LAYOUTS:
-        raise BadBudget(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+    for what, given, known in (("layout", layout, LAYOUTS), ("dtype", dtype, (None, *DTYPES))):
+        if given not in known:
+            raise BadBudget(f"{what} must be one of {', '.join(filter(None, known))}, got {given!r}")
     nested, manifest = open_nested(folder), read_folder(folder)[1]
     workload = workload or manifest.workload
     chooser = _Chooser(nested=nested, manifest=manifest, workload=workload, layout=layout)
-    bounds = chooser.bounds(budget, fit)
+    here = free_memory() if fit else None
+    bounds = chooser.bounds(budget, None if here is None else USABLE * here[0])
     member, share, entry = chooser.choose(bounds)
     writer = _Writer(
         nested=nested, folder=folder, member=member, share=share, layout=layout, dtype=dtype or workload.weights
@@ -149,6 +155,9 @@ def cut(
             hash=digest,
             trained=entry is not None,
             latency_ms=entry.latency_ms if entry else None,
+            free=None
+            if here is None
+            else f"{human('memory_bytes', here[0])} free of {here[1]}, {USABLE:.0%} of it used",
             seconds=time.perf_counter() - begin,
             bytes_read=bytes_read,
         )
@@ -174,12 +183,11 @@ class _Chooser:
         """What can be counted of a member as it will be written."""
         return self.network(padded(member, self.nested.net.shape) if self.layout == "padded" else member)
 
-    def bounds(self, budget: str | None, fit_here: bool) -> tuple[Bound, ...]:
-        """The absolute bounds of a budget text, and that of the free memory. Raises `BadBudget`."""
+    def bounds(self, budget: str | None, memory: float | None) -> tuple[Bound, ...]:
+        """The absolute bounds of a budget text, and that of the memory here, if given. Raises `BadBudget`."""
         found = dict[str, Bound]()
-        if fit_here:
-            free, _ = free_memory()
-            found["memory_bytes"] = Bound(cost="memory_bytes", op="<=", value=free * USABLE)
+        if memory is not None:
+            found["memory_bytes"] = Bound(cost="memory_bytes", op="<=", value=memory)
         if budget is not None:
             for bound in Budget.parse(_in_full(budget, self.trained_cost)).resolve(self._parent_costs()).bounds:
                 known = found.get(bound.cost)
@@ -202,6 +210,7 @@ class _Chooser:
         """The largest member within the bounds, the share that the router was asked for, its entry if it is a trained one."""
         alone = bounds[0] if len(bounds) == 1 and self._as_trained(bounds[0].cost) else None
         for entry in self.manifest.entries:
+            # What was trained for a budget is what a user of that budget gets, even if padding takes more: he is told.
             if alone is not None and math.isclose(entry.target.limit, alone.value, rel_tol=1e-9):
                 return entry.member, entry.target.share, entry
         if any(bound.cost == "latency_ms" for bound in bounds):
@@ -210,7 +219,7 @@ class _Chooser:
         if price(space.whole) <= 1:
             return space.whole, 1.0, self._entry_of(space.whole)
         self._refuse_too_small(bounds)
-        if alone is not None:
+        if alone is not None and (self.layout == "own-code" or not space.ffn_per_layer):
             share = alone.value / self.nested.cost(space.whole)
             return self.nested.member(share), share, None
         share = self._largest_share(price)
@@ -223,9 +232,7 @@ class _Chooser:
 
     def _as_trained(self, cost: str) -> bool:
         """Whether a bound on `cost` means what the targets mean; parameters do not depend on the workload."""
-        exact = self.layout == "own-code" or not self.nested.space.ffn_per_layer
-        same = cost == "params" or self.workload == self.manifest.workload
-        return cost == self.trained_cost and same and (exact or cost == "latency_ms")
+        return cost == self.trained_cost and (cost == "params" or self.workload == self.manifest.workload)
 
     def _entry_of(self, member: Member) -> Entry | None:
         return next((entry for entry in self.manifest.entries if entry.member == member), None)
