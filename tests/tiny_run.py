@@ -31,8 +31,8 @@ QUICK = (
 """Arguments that make a run short."""
 
 
-def write_parent(folder: Path) -> Path:
-    """A Llama of three layers with a byte-level tokenizer, as `save_pretrained` writes them."""
+def write_parent(folder: Path, family: str = "llama", layers: int = 3) -> Path:
+    """A Llama of three layers, or another, with a byte-level tokenizer, as `save_pretrained` writes them."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -42,7 +42,7 @@ def write_parent(folder: Path) -> Path:
     )
     tokenizer.train_from_iterator([" ".join(WORDS)] * 3, trainer)
     size = tokenizer.get_vocab_size()
-    model = tiny.original("llama", 3, vocab_size=size, intermediate_size=96, bos_token_id=None, eos_token_id=0)
+    model = tiny.original(family, layers, vocab_size=size, intermediate_size=96, bos_token_id=None, eos_token_id=0)
     model.save_pretrained(folder)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(folder)
     return folder

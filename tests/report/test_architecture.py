@@ -56,6 +56,39 @@ def test_every_layer_shows_its_sub_blocks() -> None:
     assert boxes(linear, "ffn")[0][1] == 3 and len(boxes(nothing, "noop")) == 2
 
 
+HYBRID = {
+    "blocks": [
+        {"attention": {"mamba_heads": 8}, "ffn": "noop"},
+        sub_blocks(None, 512),
+        sub_blocks(4, None),
+        {"attention": {"mamba_heads": 8}, "ffn": "noop"},
+        {"attention": {"mamba_heads": 8}, "ffn": "noop"},
+    ]
+}
+
+
+def test_a_hybrid_shows_one_sub_block_a_layer() -> None:
+    """Mamba heads have a colour and a scale of their own; only what the parent had can be dropped."""
+    child = {"blocks": [{"attention": {"mamba_heads": 4}, "ffn": "noop"}, *HYBRID["blocks"][1:3]]}
+    child["blocks"] += [{"attention": "linear", "ffn": "noop"}, sub_blocks(None, None)]
+    scan, ffn, attention, linear, nothing = rows(picture(child, HYBRID))
+    assert [labels(r) for r in (scan, ffn, attention, linear, nothing)] == [
+        ["0", "4"], ["1", "512"], ["2", "4"], ["3", "linear"], ["4", "no-op"],
+    ]  # fmt: skip
+    assert len(boxes(scan, "mamba")) == 4 and len(boxes(scan, "ghost")) == 8 and len(boxes(attention, "attn")) == 4
+    assert len(boxes(linear, "mamba")) == len(boxes(nothing, "noop")) == 1 and not boxes(ffn, "noop")
+    assert scan.findtext("title") == "Layer 0: Mamba-2 4 heads, was 8"
+    assert ">KV or Mamba heads<" in picture(child, HYBRID)
+    assert describe(child, HYBRID) == (
+        "5 layers: 1 Mamba sub-block dropped, 1 Mamba sub-block made linear, Mamba heads 24 → 4."
+    )
+    assert (
+        len([r for r in ElementTree.fromstring(thumbnail(child, HYBRID)).iter("rect") if r.get("class") == "mamba"])
+        == 2
+    )
+    assert variant_name({"mamba_heads": 8}) == "mamba8"
+
+
 def test_titles_say_it_in_words() -> None:
     titles = [row.findtext("title") or "" for row in rows(picture(CHILD, PARENT))]
     assert titles[0] == "Layer 0: attention 4 KV heads, as before; FFN 512 neurons wide, as before"
