@@ -3,6 +3,8 @@
 import subprocess
 import sys
 from dataclasses import replace
+from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,20 @@ from transformers.models.mistral.modeling_mistral import MistralForCausalLM
 from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM
 from transformers.models.qwen3.modeling_qwen3 import Qwen3ForCausalLM
 
-from befit.arch.decoder import Attention, Block, DecoderArch, DecoderShape, Ffn, Linear, NoOp
+import members
+from befit.arch.decoder import (
+    Attention,
+    AttentionVariant,
+    Block,
+    DecoderArch,
+    DecoderShape,
+    Ffn,
+    Linear,
+    Mamba,
+    MambaShape,
+    NoOp,
+)
+from befit.arch.member import Member, cut_shape
 from befit.cost.count import Cost, attention_cost, block_cost, count, ffn_cost, fixed_cost
 from befit.cost.workload import Workload
 from befit.errors import IllegalArch
@@ -238,3 +253,104 @@ def test_uneven_kv_heads_are_refused() -> None:
 def test_counting_needs_no_torch() -> None:
     code = "import sys, befit.cost.count; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def hybrid_member(draw: Random) -> tuple[members.Parent, Member, Any]:
+    """A random hybrid, a random member of it, and the member as transformers' own model."""
+    config = members.hybrid_config(draw, vocab_size=11)
+    parent = members.parent_of(config)
+    member = members.member_of(draw, parent.net.shape)
+    return parent, member, members.plain(config, member, members.by_index(config, member, parent.weights))
+
+
+@settings(max_examples=40)
+@given(draw=st.randoms(use_true_random=False), workload=workloads)
+def test_a_hybrid_member_s_parameters_and_memory_are_those_of_its_class(draw: Random, workload: Workload) -> None:
+    parent, member, model = hybrid_member(draw)
+    shape = cut_shape(parent.net.shape, member)
+    cost = count(shape, shape.arch, workload)
+    assert cost.params == sum(p.numel() for p in model.parameters())
+    assert cost.weight_bytes == {"fp32": 4, "bf16": 2}[workload.weights] * cost.params
+    cache = DynamicCache(config=model.config)
+    model = model.to({"fp32": torch.float32, "bf16": torch.bfloat16}[workload.cache])
+    tokens = torch.zeros(workload.batch, workload.context, dtype=torch.long)
+    with torch.inference_mode():
+        model(tokens[:, : workload.prompt], past_key_values=cache, use_cache=True)
+        for place in range(workload.prompt, workload.context):
+            model(tokens[:, place : place + 1], past_key_values=cache, use_cache=True)
+    held = list[torch.Tensor]()
+    for block, layer in zip(shape.arch.blocks, cache.layers, strict=True):
+        own: Any = layer
+        if isinstance(block.attention, Attention):
+            held += [own.keys, own.values]
+        elif isinstance(block.attention, Mamba):
+            assert own.recurrent_states[0].dtype == torch.float32
+            held += [own.conv_states[0], own.recurrent_states[0]]
+    assert cost.cache_bytes == sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+
+@settings(max_examples=30)
+@given(draw=st.randoms(use_true_random=False), workload=workloads)
+def test_a_hybrid_member_s_flops_are_counted_by_torch_but_for_the_scan(draw: Random, workload: Workload) -> None:
+    """The class scans in chunks and convolves `kernel - 1` tokens too many; all else must agree.
+
+    What the scan and the convolution are counted as is held against a plain recurrence and an unpadded convolution.
+    """
+    parent, member, model = hybrid_member(draw)
+    shape = cut_shape(parent.net.shape, member)
+    batch, time = workload.batch, workload.prompt
+    model.set_attn_implementation("eager")  # torch counts nothing of a CPU's fused attention
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(batch, time, dtype=torch.long), use_cache=False)
+    by_module, counted = counter.get_flop_counts(), counter.get_total_flops()
+    for index, block in enumerate(shape.arch.blocks):
+        if isinstance(block.attention, Mamba):
+            assert shape.mamba is not None
+            own = by_module[f"NemotronHForCausalLM.model.layers.{index}.mixer"]
+            counted -= sum(n for op, n in own.items() if op in (torch.ops.aten.bmm, torch.ops.aten.convolution))
+            counted += recurrence_flops(shape.mamba, block.attention.heads, batch, time)
+    assert count(shape, shape.arch, workload).flops == counted
+
+
+def recurrence_flops(mamba: MambaShape, heads: int, batch: int, time: int) -> int:
+    """What torch counts for one Mamba-2 mixer's convolution and its recurrence, token by token."""
+    channels = heads * mamba.head_dim + 2 * mamba.groups * mamba.state
+    state, column, row = (
+        torch.zeros(batch * heads, height, width)
+        for height, width in ((mamba.head_dim, mamba.state), (mamba.head_dim, 1), (1, mamba.state))
+    )
+    with FlopCounterMode(display=False) as counter:
+        rows = torch.zeros(batch, channels, time + mamba.kernel - 1)
+        torch.nn.functional.conv1d(rows, torch.zeros(channels, 1, mamba.kernel), groups=channels)
+        for _ in range(time):
+            torch.baddbmm(state, column, row)
+            torch.bmm(state, row.transpose(1, 2))
+    return counter.get_total_flops()
+
+
+def test_published_parameter_count_of_nemotron_nano_9b_v2() -> None:
+    """NVIDIA-Nemotron-Nano-9B-v2: 56 layers, of which 27 are Mamba-2, 25 FFN and 4 attention; 8,888,227,328 parameters."""
+    mixers: dict[str, AttentionVariant] = {"M": Mamba(heads=128), "*": Attention(kv_heads=8), "-": NoOp()}
+    pattern = "M-M-M-MM-M-M-M*-M-M-M*-M-M-M-M*-M-M-M-M*-M-MM-M-M-M-M-M-"
+    blocks = tuple(Block(attention=mixers[kind], ffn=Ffn(width=15680) if kind == "-" else NoOp()) for kind in pattern)
+    shape = DecoderShape(
+        family="nemotron_h",
+        vocab=131072,
+        hidden=4480,
+        heads=40,
+        head_dim=128,
+        tied=False,
+        gated=False,
+        mamba=MambaShape(head_dim=80, groups=8, state=128),
+        arch=DecoderArch(blocks=blocks),
+    )
+    assert (len(blocks), pattern.count("M"), pattern.count("-"), pattern.count("*")) == (56, 27, 25, 4)
+    assert count(shape, shape.arch, Workload()).params == 8_888_227_328
+
+
+def test_uneven_mamba_heads_are_refused() -> None:
+    shape = replace(LLAMA_1B, mamba=MambaShape(head_dim=4, groups=4, state=8))
+    with pytest.raises(IllegalArch, match="6 Mamba heads cannot share 4 SSM groups"):
+        attention_cost(shape, Mamba(heads=6), Workload())
+    with pytest.raises(IllegalArch, match="no `mamba` sizes"):
+        attention_cost(LLAMA_1B, Mamba(heads=6), Workload())
