@@ -41,7 +41,20 @@ RANK = {
 }
 """A part of the package imports itself and parts of a lower rank, nothing else."""
 
-WITHOUT_TORCH = ("__init__", "errors", "budget", "arch/decoder", "arch/member", "cost/workload", "cost/count", "puzzle/solve")
+WITHOUT_TORCH = (
+    "__init__",
+    "errors",
+    "budget",
+    "arch/decoder",
+    "arch/member",
+    "cost/workload",
+    "cost/count",
+    "puzzle/solve",
+    "elastic/space",
+    "elastic/landing",
+    "elastic/budgets",
+    "elastic/baselines",
+)
 """Modules that must import without torch, so that solving and pricing start at once and run anywhere."""
 
 MAX_FILE_LINES = 400

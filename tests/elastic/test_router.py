@@ -64,8 +64,8 @@ def test_the_budget_is_interpolated_between_trained_shares(share: float, seed: i
     for low, high in pairwise((0.5, 0.75, 1.0)):  # inside a stretch the first layer's input is linear in the share
         if low < share < high:
             part = (share - low) / (high - low)
-            ends = [torch.tensor(router.hats(end)) for end in (low, high)]
-            torch.testing.assert_close(torch.tensor(hats), torch.lerp(*ends, part))
+            start, end = (torch.tensor(router.hats(end)) for end in (low, high))
+            torch.testing.assert_close(torch.tensor(hats), torch.lerp(start, end, part))
     assert router.prior(0.3) == router.prior(0.5)
 
 

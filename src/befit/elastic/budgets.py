@@ -91,7 +91,7 @@ def parse_targets(text: str, parent_costs: Mapping[str, float]) -> tuple[Target,
 def check_targets(space: NestedSpace, price: Price, targets: Iterable[Target]) -> None:
     """Raise `Infeasible` if a budget is below the smallest member, naming what that costs."""
     for target in targets:
-        _refuse_too_small(space, price, target.limit, target.cost)
+        refuse_too_small(space, price, target.limit, target.cost)
 
 
 def price_of(shape: DecoderShape, cost: str, workload: Workload) -> Price:
@@ -177,12 +177,28 @@ def fit(
     """
     if price(space.whole) <= limit:
         return space.whole
-    _refuse_too_small(space, price, limit)
+    refuse_too_small(space, price, limit)
     wish = {
         axis: _wish(options, choice.get(axis, 0), None if preference is None else preference[axis])
         for axis, options in space.axes.items()
     }
-    return _Fit(space=space, choice=choice, price=price, limit=limit, least=limit * (1 - tolerance), wish=wish).best()
+    return _Fit(space=space, choice=choice, price=price, limit=limit, tolerance=tolerance, wish=wish).best()
+
+
+def fill(space: NestedSpace, base: Member, price: Price, limit: float, tolerance: float = TOLERANCE) -> Member | None:
+    """`base` with its FFN widths moved so that it lands as `fit` demands, aligned if that suffices; None if they cannot.
+
+    Widths stay between the narrowest and the whole; those of layers with their own keep their proportions.
+    """
+    least, levels = limit * (1 - tolerance), Levels.of(space, base)
+    if price(levels.at(levels.low)) > limit or price(levels.at(levels.high)) < least:
+        return None
+    if least <= price(base) <= limit:
+        return base
+    level = largest(lambda at: price(levels.at(at)), levels.low, levels.high, limit)
+    assert level is not None  # the lowest was found to be cheap enough
+    steps = (64, 8, 1) if space.ffn[0] >= 4096 else (8, 1)
+    return next((member for step in steps if least <= price(member := levels.at(level, step)) <= limit), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,8 +209,7 @@ class _Fit:
     choice: Mapping[str, int]
     price: Price
     limit: float
-    least: float
-    """What a member must cost at least."""
+    tolerance: float
     wish: Mapping[str, list[float]]
     """Of every axis and option; larger is better."""
 
@@ -204,24 +219,12 @@ class _Fit:
         landed = self._first(fixed)
         if landed is None:
             fixed = self._priced(fixed)
-            found = [member for choice in ranked(fixed, TRIED) if (member := self.fill(self._base(choice)))]
+            found = [member for choice in ranked(fixed, TRIED) if (member := self._fill(self._base(choice)))]
             landed = max(found, key=self._score, default=None)
         if landed is not None:
             return landed
         below = [self._by_hidden(self._base(choice)) for choice in ranked(fixed, 8)]
         return max((*below, self.space.smallest), key=self._nearness)
-
-    def fill(self, base: Member) -> Member | None:
-        """`base` with its FFN widths moved so that it lands, aligned if that suffices; None if they cannot."""
-        levels = Levels.of(self.space, base)
-        if self.price(levels.at(levels.low)) > self.limit or self.price(levels.at(levels.high)) < self.least:
-            return None
-        if self._lands(base):
-            return base
-        level = largest(lambda at: self.price(levels.at(at)), levels.low, levels.high, self.limit)
-        assert level is not None  # the lowest was found to be cheap enough
-        steps = (64, 8, 1) if self.space.ffn[0] >= 4096 else (8, 1)
-        return next((member for step in steps if self._lands(member := levels.at(level, step))), None)
 
     def _first(self, fixed: Mapping[str, list[float]]) -> Member | None:
         """The landing choice of the largest wish, among the first in order of the axes that are not FFNs."""
@@ -230,7 +233,7 @@ class _Fit:
         for choice in ranked(fixed, TRIED):
             if sum(fixed[axis][index] for axis, index in choice.items()) + most <= best:
                 break  # whatever follows is no better, even with the best of FFNs
-            member = self.fill(self._base(choice))
+            member = self._fill(self._base(choice))
             if member is not None and (score := self._score(member)) > best:
                 best, found = score, member
         return found
@@ -268,7 +271,7 @@ class _Fit:
             if at is None:
                 continue
             narrow = replace(narrow, hidden=at * step)
-            filled = self.fill(replace(base, hidden=at * step)) or narrow
+            filled = self._fill(replace(base, hidden=at * step)) or narrow
             found = max(found, filled, key=self._nearness)
             if self._lands(found):
                 break
@@ -278,7 +281,10 @@ class _Fit:
         return self.space.member({**self.choice, **choice})
 
     def _lands(self, member: Member) -> bool:
-        return self.least <= self.price(member) <= self.limit
+        return self.limit * (1 - self.tolerance) <= self.price(member) <= self.limit
+
+    def _fill(self, base: Member) -> Member | None:
+        return fill(self.space, base, self.price, self.limit, self.tolerance)
 
     def _nearness(self, member: Member) -> float:
         cost = self.price(member)
@@ -312,7 +318,8 @@ def _is_ffn(axis: str) -> bool:
     return axis == "ffn" or axis.startswith(FFN_OF_LAYER)
 
 
-def _refuse_too_small(space: NestedSpace, price: Price, limit: float, cost: str = "cost") -> None:
+def refuse_too_small(space: NestedSpace, price: Price, limit: float, cost: str = "cost") -> None:
+    """Raise `Infeasible` if even the smallest member costs more than `limit`."""
     least = price(space.smallest)
     if least > limit:
         share = least / price(space.whole)
