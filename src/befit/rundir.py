@@ -12,9 +12,10 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from befit.errors import DiskFull, RunConflict
 
@@ -118,6 +119,30 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise RunConflict(f"{folder}/config.json holds no run's configuration; give another --out")
     return found
+
+
+def rebuilt(kind: Any, data: Mapping[str, Any], where: str = "config.json") -> Any:
+    """The dataclass `kind`, nested ones included, from what `dataclasses.asdict` made of it and JSON kept of that.
+
+    Raises `RunConflict` for a key this version does not know.
+    """
+    hints = get_type_hints(kind)
+    unknown = sorted(set(data) - set(hints))
+    if unknown:
+        raise RunConflict(f"{where} has keys that this version of befit does not know: {', '.join(unknown)}")
+    return kind(**{name: _value(hints[name], value, f"{where}: {name}") for name, value in data.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    if is_dataclass(hint):
+        return rebuilt(hint, value, where)
+    options = get_args(hint) if get_origin(hint) is UnionType else (hint,)
+    if value is not None and Path in options:
+        return Path(value)
+    if isinstance(value, list):
+        inner = (*get_args(hint), None)[0]
+        return tuple(_value(inner, item, where) for item in value)
+    return value
 
 
 @dataclass(frozen=True, kw_only=True)

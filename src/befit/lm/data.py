@@ -165,6 +165,15 @@ def digest(*blocks: Tensor) -> str:
     return state.hexdigest()
 
 
+def stamp(data: str | None) -> list[tuple[str, int, int]]:
+    """Names, sizes and times of the files that hold the text: changed files are another text. Nothing for other sources."""
+    root = Path(data) if data else None
+    if root is None or not root.exists():
+        return []
+    files = sorted(root.rglob("*")) if root.is_dir() else [root]
+    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.is_file()]
+
+
 def _limited(texts: Iterable[str], limit_characters: int) -> Iterator[str]:
     taken = 0
     for text in texts:

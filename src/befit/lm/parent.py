@@ -18,6 +18,10 @@ from befit.lm.modeling_befit import BefitForCausalLM
 
 EMBEDDED = Path(__file__).parent.parent / "assets" / "parent"
 """The small Llama that ships with befit, with its tokenizer."""
+HYBRID = EMBEDDED.parent / "hybrid"
+"""The small Nemotron-H that ships with befit, with the same tokenizer."""
+SHIPPED = {"befit:dense": EMBEDDED, "befit:hybrid": HYBRID}
+"""What users call them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,8 @@ def find(source: str | None) -> Path:
     """The local folder of a parent; a hub name is downloaded. Raises `UnsupportedModel` if there is none."""
     if source is None:
         return EMBEDDED
+    if source in SHIPPED:
+        return SHIPPED[source]
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder

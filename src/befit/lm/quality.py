@@ -5,11 +5,13 @@ Shapes: N sequences, B batch, T tokens, V vocabulary.
 
 import math
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, linear
 
 from befit.errors import BadData
 from befit.lm.distill import chunks, divergence, outputs
@@ -29,7 +31,10 @@ class Quality:
     """Positions looked at, N * T."""
 
 
-@torch.inference_mode()
+Predictor = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""A language model as far as its quality goes: token ids (B, T) -> the last hidden states (B, T, D), the head (V, D)."""
+
+
 def evaluate(
     model: BefitForCausalLM,
     tokens: Tensor,
@@ -43,6 +48,21 @@ def evaluate(
     The models run on their own devices in their own number format; logits are compared in fp32.
     Raises `BadData` unless there is a sequence of at least two tokens.
     """
+    other = None if parent is None else _predictor(parent)
+    return judge(_predictor(model), tokens, other, same=parent is model, batch=batch, progress=progress)
+
+
+@torch.inference_mode()
+def judge(
+    model: Predictor,
+    tokens: Tensor,
+    parent: Predictor | None = None,
+    *,
+    same: bool = False,
+    batch: int = 8,
+    progress: Progress = silent,
+) -> Quality:
+    """`evaluate` for any language model. `same`: the model is its own parent, whose KL is 0 without being computed."""
     if tokens.ndim != 2 or tokens.shape[0] < 1 or tokens.shape[1] < 2:
         raise BadData(
             f"evaluation needs token ids (N, T) with N at least 1 and T at least 2, got {tuple(tokens.shape)}"
@@ -50,29 +70,31 @@ def evaluate(
     loss, kl = 0.0, 0.0
     pieces = tokens.split(batch)
     for ids in progress(pieces, "evaluate", len(pieces)):
-        batch_loss, batch_kl = _sums(model, None if parent is model else parent, ids)
+        batch_loss, batch_kl = _sums(model, None if same else parent, ids)
         loss, kl = loss + batch_loss, kl + batch_kl
     count, length = tokens.shape
     kl = math.nan if parent is None else kl / (count * length)
     return Quality(loss=loss / (count * (length - 1)), kl=kl, tokens=count * length)
 
 
-def _sums(model: BefitForCausalLM, parent: BefitForCausalLM | None, ids: Tensor) -> tuple[float, float]:
+def _sums(model: Predictor, parent: Predictor | None, ids: Tensor) -> tuple[float, float]:
     """Loss and KL summed over the positions of a batch (B, T)."""
-    rows = _final(model, ids)
-    parent_rows = None if parent is None else _final(parent, ids)
+    hidden, head = model(ids)
+    rows = hidden.flatten(0, 1)
+    parent_rows, parent_head = (None, None) if parent is None else parent(ids)
     labels = ids.to(rows.device).roll(-1, dims=1)
     labels[:, -1] = -100  # cross_entropy's mark for "no label": nothing follows the last token
     labels = labels.flatten()
     loss, kl = torch.zeros(2, device=rows.device).unbind()
-    for part in chunks(len(rows), model.config.vocab_size, rows.device):
-        logits = model.lm_head(rows[part]).float()
+    for part in chunks(len(rows), len(head), rows.device):
+        logits = linear(rows[part], head).float()
         loss += cross_entropy(logits, labels[part], reduction="sum")
-        if parent is not None and parent_rows is not None:
-            kl += divergence(parent.lm_head(parent_rows[part]).to(rows.device), logits).sum()
+        if parent_rows is not None and parent_head is not None:
+            other = linear(parent_rows.flatten(0, 1)[part], parent_head)
+            kl += divergence(other.to(rows.device), logits).sum()
     return loss.item(), kl.item()
 
 
-def _final(model: BefitForCausalLM, ids: Tensor) -> Tensor:
-    """What the head reads: the last hidden states, as rows (B * T, D)."""
-    return deque(outputs(model, ids.to(model.device)), maxlen=1).pop().flatten(0, 1)
+def _predictor(model: BefitForCausalLM) -> Predictor:
+    head: Any = model.lm_head.weight
+    return lambda ids: (deque(outputs(model, ids.to(model.device)), maxlen=1).pop(), head)

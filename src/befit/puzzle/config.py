@@ -8,15 +8,15 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
-from befit.errors import BadData, RunConflict
+from befit.errors import BadData
 from befit.lm.timing import Effort
 from befit.puzzle.heal import HealConfig
 from befit.puzzle.local import LocalConfig
 from befit.puzzle.polish import PolishConfig
 from befit.puzzle.score import ScoreConfig
+from befit.rundir import rebuilt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,21 +89,4 @@ class PuzzleConfig:
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> "PuzzleConfig":
         """Read what `to_json` wrote. Raises `RunConflict` for a key this version does not know."""
-        return _rebuild(PuzzleConfig, data, "config.json")
-
-
-def _rebuild(kind: Any, data: Mapping[str, Any], where: str) -> Any:
-    hints = get_type_hints(kind)
-    unknown = sorted(set(data) - set(hints))
-    if unknown:
-        raise RunConflict(f"{where} has keys that this version of befit does not know: {', '.join(unknown)}")
-    return kind(**{name: _value(hints[name], value, f"{where}: {name}") for name, value in data.items()})
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return _rebuild(hint, value, where)
-    options = get_args(hint) if get_origin(hint) is UnionType else (hint,)
-    if value is not None and Path in options:
-        return Path(value)
-    return tuple(value) if isinstance(value, list) else value
+        return rebuilt(PuzzleConfig, data)

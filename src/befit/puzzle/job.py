@@ -13,7 +13,7 @@ from befit.budget import Budget
 from befit.cost.device import Device, this_device
 from befit.cost.workload import Workload
 from befit.errors import IllegalArch
-from befit.lm.data import Blocks, load_blocks
+from befit.lm.data import Blocks, load_blocks, stamp
 from befit.lm.data import digest as tensor_digest
 from befit.lm.families import family_of
 from befit.lm.parent import Parent, find, load_parent, read_config
@@ -78,18 +78,9 @@ def text_stage(run: Run, config: PuzzleConfig, parent: Parent) -> Blocks:
         blocks = load_blocks(config.data, parent.tokenizer, **wanted)
         write_tensors(folder / "text.safetensors", {"train": blocks.train, "held_out": blocks.held_out})
 
-    key = digest("text", config.data and str(Path(config.data).resolve()), _stamp(config.data), parent.digest, wanted)
+    key = digest("text", config.data and str(Path(config.data).resolve()), stamp(config.data), parent.digest, wanted)
     named = read_tensors(run.stage("text", key, make) / "text.safetensors")
     return Blocks(train=named["train"], held_out=named["held_out"])
-
-
-def _stamp(data: str | None) -> list[tuple[str, int, int]]:
-    """Names, sizes and times of the files that hold the text: changed files are another text."""
-    root = Path(data) if data else None
-    if root is None or not root.exists():
-        return []
-    files = sorted(root.rglob("*")) if root.is_dir() else [root]
-    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.is_file()]
 
 
 def space_of(config: PuzzleConfig, shape: DecoderShape, workload: Workload) -> DecoderSpace:
