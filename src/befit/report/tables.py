@@ -4,8 +4,8 @@ A measured and a predicted number never share a column, and every bound says whe
 predicted. A column that no model fills is left out.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
@@ -20,8 +20,8 @@ _BASELINES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Column:
-    """One quantity of the comparison."""
+class Column:
+    """One quantity of a table that compares models."""
 
     group: str
     """Heading shared with its neighbours."""
@@ -35,6 +35,21 @@ class _Column:
     """Whether the share of the parent's value is shown below."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One model of such a table."""
+
+    name: str
+    remark: str = ""
+    """A few words below the name."""
+    values: Mapping[str, Any]
+    """What the columns read."""
+    look: str = "baseline"
+    """Its class in the style sheet: parent, child or baseline."""
+    best: bool = False
+    """Whether the number in the column `final` is the best of its kind."""
+
+
 def memory(model: Mapping[str, Any]) -> float | None:
     """Bytes of weights and cache together; None unless both are known or their sum is stated."""
     stated = q.dig(model, "memory_bytes")
@@ -42,23 +57,24 @@ def memory(model: Mapping[str, Any]) -> float | None:
     return stated if stated is not None or weights is None or cache is None else weights + cache
 
 
-def _path(*keys: str) -> Callable[[Mapping[str, Any]], float | None]:
+def path(*keys: str) -> Callable[[Mapping[str, Any]], float | None]:
+    """Read the number at the end of a path of keys."""
     return lambda model: q.dig(model, *keys)
 
 
 _COLUMNS = (
-    _Column(group="KL to the parent", name="before healing", read=_path("kl_before_heal")),
-    _Column(group="KL to the parent", name="final", read=_path("kl")),
-    _Column(group="Loss", name="", read=_path("loss")),
-    _Column(group="Latency", name="measured", read=_path("latency_ms", "measured"), write=q.milliseconds, share=True),
-    _Column(group="Latency", name="predicted", read=_path("latency_ms", "predicted"), write=q.milliseconds, share=True),
-    _Column(group="Memory", name="in all", read=memory, write=q.size, share=True),
-    _Column(group="Memory", name="KV cache", read=_path("cache_bytes"), write=q.size),
-    _Column(group="Parameters", name="", read=_path("params"), write=q.amount, share=True),
-    _Column(group="Prefill", name="measured", read=_path("prefill_ms", "measured"), write=q.milliseconds, share=True),
-    _Column(group="Prefill", name="predicted", read=_path("prefill_ms", "predicted"), write=q.milliseconds, share=True),
-    _Column(group="Decode per token", name="measured", read=_path("decode_ms", "measured"), write=q.milliseconds, share=True),
-    _Column(group="Decode per token", name="predicted", read=_path("decode_ms", "predicted"), write=q.milliseconds, share=True),
+    Column(group="KL to the parent", name="before healing", read=path("kl_before_heal")),
+    Column(group="KL to the parent", name="final", read=path("kl")),
+    Column(group="Loss", name="", read=path("loss")),
+    Column(group="Latency", name="measured", read=path("latency_ms", "measured"), write=q.milliseconds, share=True),
+    Column(group="Latency", name="predicted", read=path("latency_ms", "predicted"), write=q.milliseconds, share=True),
+    Column(group="Memory", name="in all", read=memory, write=q.size, share=True),
+    Column(group="Memory", name="KV cache", read=path("cache_bytes"), write=q.size),
+    Column(group="Parameters", name="", read=path("params"), write=q.amount, share=True),
+    Column(group="Prefill", name="measured", read=path("prefill_ms", "measured"), write=q.milliseconds, share=True),
+    Column(group="Prefill", name="predicted", read=path("prefill_ms", "predicted"), write=q.milliseconds, share=True),
+    Column(group="Decode per token", name="measured", read=path("decode_ms", "measured"), write=q.milliseconds, share=True),
+    Column(group="Decode per token", name="predicted", read=path("decode_ms", "predicted"), write=q.milliseconds, share=True),
 )  # fmt: skip
 
 
@@ -80,17 +96,21 @@ def budget(facts: Any) -> str:
 
 def comparison(summary: Mapping[str, Any]) -> str:
     """Parent, child and baselines in one table; the lowest KL to the parent is marked."""
-    models = _models(summary)
-    columns = [c for c in _COLUMNS if any(c.read(model) is not None for _, _, model in models)]
-    if not models or not columns:
-        return ""
-    parent = q.mapping(summary.get("parent"))
-    known = {name: kl for name, _, model in models[bool(parent) :] if (kl := q.dig(model, "kl")) is not None}
+    models, parent = _models(summary), q.mapping(summary.get("parent"))
+    known = {row.name: kl for row in models[bool(parent) :] if (kl := q.dig(row.values, "kl")) is not None}
     best = min(known, key=lambda name: known[name]) if known else None
-    body = "".join(_model_row(entry, columns, parent, entry[0] == best) for entry in models)
+    return grid([replace(row, best=row.name == best) for row in models], _COLUMNS, parent, "Comparison")
+
+
+def grid(rows: Sequence[Row], columns: Sequence[Column], parent: Mapping[str, Any], label: str) -> str:
+    """A table of models that scrolls by itself where it is too wide; columns that nobody fills are left out."""
+    filled = [c for c in columns if any(c.read(row.values) is not None for row in rows)]
+    if not rows or not filled:
+        return ""
+    body = "".join(_row(row, filled, parent) for row in rows)
     return (
-        '<div class="scroll" tabindex="0" role="region" aria-label="Comparison"><table class="compare">'
-        f"<thead>{_heads(columns)}</thead><tbody>{body}</tbody></table></div>"
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}"><table class="compare">'
+        f"<thead>{_heads(filled)}</thead><tbody>{body}</tbody></table></div>"
     )
 
 
@@ -151,17 +171,19 @@ def _bound(bound: Mapping[str, Any], child: Mapping[str, Any]) -> str:
     )
 
 
-def _models(summary: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
-    """(name, remark, values) of the models that exist, parent first."""
+def _models(summary: Mapping[str, Any]) -> list[Row]:
+    """The models that exist, parent first."""
     parent, child = q.mapping(summary.get("parent")), q.mapping(summary.get("child"))
-    models = [("parent", str(parent.get("name") or ""), parent), ("child", "befit’s choice", child)]
+    models = [Row(name="parent", remark=str(parent.get("name") or ""), values=parent, look="parent"),
+              Row(name="child", remark="befit’s choice", values=child, look="child")]  # fmt: skip
     for name, model in q.mapping(summary.get("baselines")).items():
-        models.append((str(name), _BASELINES.get(str(name), ""), q.mapping(model)))
-    return [entry for entry in models if entry[2]]
+        look = name if name in ("parent", "child") else "baseline"
+        models.append(Row(name=str(name), remark=_BASELINES.get(str(name), ""), values=q.mapping(model), look=look))
+    return [row for row in models if row.values]
 
 
-def _heads(columns: list[_Column]) -> str:
-    groups: dict[str, list[_Column]] = {}
+def _heads(columns: list[Column]) -> str:
+    groups: dict[str, list[Column]] = {}
     for column in columns:
         groups.setdefault(column.group, []).append(column)
     top, below = ['<th rowspan="2" scope="col"></th>'], []
@@ -177,25 +199,21 @@ def _heads(columns: list[_Column]) -> str:
     return f"<tr>{''.join(top)}</tr><tr>{''.join(below)}</tr>"
 
 
-def _open(members: list[_Column], member: _Column) -> str:
+def _open(members: list[Column], member: Column) -> str:
     """The first column of a group stands a little apart."""
     return ' class="open"' if member is members[0] else ""
 
 
-def _model_row(
-    entry: tuple[str, str, Mapping[str, Any]], columns: list[_Column], parent: Mapping[str, Any], best: bool
-) -> str:
-    name, remark, model = entry
+def _row(row: Row, columns: list[Column], parent: Mapping[str, Any]) -> str:
     cells = []
     for i, column in enumerate(columns):
-        value = column.read(model)
+        value = column.read(row.values)
         text = column.write(value)
-        share = q.ratio(value, column.read(parent)) if column.share and model is not parent else None
+        share = q.ratio(value, column.read(parent)) if column.share and row.values is not parent else None
         below = f"<small>{q.percent(share)}</small>" if share is not None else ""
-        if best and column.name == "final":
+        if row.best and column.name == "final":
             text, below = f'<strong class="best">{text}</strong>', '<small class="best">best</small>'
         apart = ' class="open"' if i == 0 or columns[i - 1].group != column.group else ""
         cells.append(f"<td{apart}>{text}{below}</td>")
-    said = f"<small>{escape(remark)}</small>" if remark else ""
-    kind = name if name in ("parent", "child") else "baseline"
-    return f'<tr class="{kind}"><th scope="row">{escape(name)}{said}</th>{"".join(cells)}</tr>'
+    said = f"<small>{escape(row.remark)}</small>" if row.remark else ""
+    return f'<tr class="{row.look}"><th scope="row">{escape(row.name)}{said}</th>{"".join(cells)}</tr>'
