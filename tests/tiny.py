@@ -19,6 +19,8 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 HYBRID = "nemotron_h"
 """The family whose layers are one mixer or one FFN each."""
 
+ALL = (*FAMILIES, HYBRID)
+
 CONFIGS: dict[str, Any] = {
     "llama": LlamaConfig,
     "mistral": MistralConfig,

@@ -9,7 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from befit.arch.decoder import Attention, Block, DecoderArch, DecoderShape, Ffn, Linear, NoOp, Variant
+from befit.arch.decoder import (
+    Attention,
+    Block,
+    DecoderArch,
+    DecoderShape,
+    Ffn,
+    Linear,
+    Mamba,
+    MambaShape,
+    NoOp,
+    Variant,
+)
 from befit.arch.space import ATTENTION, FFN, TARGETS, DecoderSpace
 from befit.errors import IllegalArch
 
@@ -168,3 +179,38 @@ def test_refusals_say_where_and_why() -> None:
         space.check(DecoderArch(blocks=own[:1]))
     with pytest.raises(IllegalArch, match="no layer has attention"):
         DecoderSpace(shape=shape()).check(DecoderArch(blocks=(noop, noop)))
+
+
+def hybrid(pattern: str = "M-*", mamba_heads: int = 8, groups: int = 2) -> DecoderShape:
+    letters = {
+        "M": Block(attention=Mamba(heads=mamba_heads), ffn=NoOp()),
+        "*": Block(attention=Attention(kv_heads=4), ffn=NoOp()),
+        "-": Block(attention=NoOp(), ffn=Ffn(width=128)),
+    }
+    arch = DecoderArch(blocks=tuple(letters[letter] for letter in pattern))
+    sizes: Any = {"vocab": 64, "hidden": 64, "heads": 8, "head_dim": 8, "tied": False, "gated": False}
+    mamba = MambaShape(head_dim=8, groups=groups, state=8)
+    return DecoderShape(family="nemotron_h", mamba=mamba, arch=arch, **sizes)
+
+
+@pytest.mark.parametrize(("groups", "kept"), [(1, {4, 2}), (2, {4, 2}), (4, {4}), (8, set[int]())])
+def test_a_hybrids_layer_has_variants_of_what_it_is(groups: int, kept: set[int]) -> None:
+    """Every SSM group keeps the same share of its heads, at least one; what a layer lacks stays absent."""
+    space = DecoderSpace(shape=hybrid(groups=groups), window=16, ffn=("100", "50", "noop"))
+    scan, ffn, attention = ({(b.attention, b.ffn) for b in space.blocks(i)} for i in range(3))
+    assert scan == {(a, NoOp()) for a in (Mamba(heads=8), *(Mamba(heads=h) for h in kept), Linear(), NoOp())}
+    assert ffn == {(NoOp(), f) for f in (Ffn(width=128), Ffn(width=64), NoOp())}
+    heads = {Attention(kv_heads=h) for h in (4, 2, 1)} | {Attention(kv_heads=4, window=16)}
+    assert attention == {(a, NoOp()) for a in (*heads, Linear(), NoOp())}
+    assert space.size == len(scan) * len(ffn) * len(heads), "attention must stay"
+    assert all(space.contains(space.sample(random.Random(seed))) for seed in range(20))
+
+
+def test_hybrids_that_no_child_can_be_made_of() -> None:
+    for target in ("vllm", "llama.cpp"):
+        with pytest.raises(IllegalArch, match=f"{target} cannot run children of a hybrid"):
+            DecoderSpace(shape=hybrid(), target=target)
+    with pytest.raises(IllegalArch, match="no attention layer"):
+        DecoderSpace(shape=hybrid("M-M-"))
+    with pytest.raises(IllegalArch, match="unknown attention variant 'half'"):
+        DecoderSpace(shape=hybrid(), attention=("half",))

@@ -59,7 +59,7 @@ def test_rotary_frequencies_stay_exact_in_bf16() -> None:
     assert row.dtype == torch.bfloat16 and row.model.rotary_emb.inv_freq.dtype == torch.float32
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", tiny.ALL)
 def test_two_halves_are_a_layer(family: str) -> None:
     parent = tiny.parent(family, 2)
     layer, x = parent.model.layers[1], torch.rand(2, 9, 32)

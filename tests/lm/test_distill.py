@@ -121,7 +121,7 @@ def test_chunks_cover_every_row_once_and_stay_small(monkeypatch: pytest.MonkeyPa
     assert list(chunks(0, 10, torch.device("cpu"))) == []
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", tiny.ALL)
 def test_outputs_are_the_hidden_states_of_the_familys_own_model(family: str) -> None:
     tokens = tiny.tokens(2, 16)
     with torch.no_grad():

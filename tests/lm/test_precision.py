@@ -37,7 +37,7 @@ def test_other_number_formats_and_operations_pass_through() -> None:
         assert torch.equal(F.linear(input=x.float(), weight=w.float()), F.linear(x.float(), weight=w.float()))
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", tiny.ALL)
 def test_a_model_stays_close_to_itself(family: str) -> None:
     model, tokens = tiny.parent(family), tiny.tokens()
     with torch.inference_mode():

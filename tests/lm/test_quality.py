@@ -14,7 +14,7 @@ from befit.lm.quality import evaluate
 from befit.progress import Item
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", tiny.ALL)
 @pytest.mark.parametrize("batch", [2, 8])
 def test_loss_and_kl_are_those_of_transformers_and_torch(
     family: str, batch: int, monkeypatch: pytest.MonkeyPatch

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 import tiny
-from befit.arch.decoder import Attention, Ffn, Linear, NoOp, Variant
+from befit.arch.decoder import Attention, Ffn, Linear, Mamba, NoOp, Variant
 from befit.lm.child import half
 from befit.lm.families import family_of
 from befit.lm.slice import initial, own_half, pool_heads
@@ -34,6 +34,26 @@ def test_tensors_are_those_that_the_module_wants(family: str, kind: str, variant
     for tensor in tensors.values():
         tensor.zero_()
     assert all(torch.equal(tensor, before[name]) for name, tensor in layer.items()), "copies, not views"
+
+
+@pytest.mark.parametrize(
+    ("layer", "kind", "variant"),
+    [(0, "attention", v) for v in (Mamba(heads=2), Linear(), NoOp())]
+    + [(1, "ffn", v) for v in (Ffn(width=16), Linear(), NoOp())]
+    + [(2, "attention", v) for v in (Attention(kv_heads=1, window=4), Linear(), NoOp())],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_tensors_of_a_hybrid_are_those_that_the_module_wants(layer: int, kind: str, variant: Variant) -> None:
+    model = tiny.parent(tiny.HYBRID, 3)
+    plain = tiny.config(tiny.HYBRID, 3)
+    known = family_of(plain)
+    own = dict(model.model.layers[layer].state_dict())
+    before = {name: tensor.clone() for name, tensor in own.items()}
+    tensors = initial(own, variant, kind, known.describe(plain), known)
+    half(model.config, layer, variant, kind).load_state_dict(tensors, strict=True, assign=True)
+    for tensor in tensors.values():
+        tensor.zero_()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in own.items()), "copies, not views"
 
 
 def test_mean_of_neighbours() -> None:

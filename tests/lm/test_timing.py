@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
-from befit.arch.decoder import Attention, DecoderArch, Ffn, Linear, NoOp
+from befit.arch.decoder import Attention, DecoderArch, Ffn, Linear, Mamba, NoOp
 from befit.arch.space import DecoderSpace
 from befit.cost.count import count
 from befit.cost.device import Device, Step, Timing, this_device
@@ -31,7 +31,7 @@ from befit.lm.timing import (
     spread,
     table_key,
 )
-from tiny import FAMILIES, config, parent, tokens
+from tiny import ALL, FAMILIES, HYBRID, config, parent, tokens
 
 CPU = this_device("cpu")
 WORK = Workload(batch=2, prompt=9, generate=4, weights="fp32", cache="fp32")
@@ -72,6 +72,39 @@ def test_a_decode_step_on_fixed_memory_is_a_real_decode_step(family: str) -> Non
         want = model(rows[:, 15:], past_key_values=real).logits
     torch.testing.assert_close(got, want)
     torch.testing.assert_close(again, want)  # nothing has grown: every call does the same work
+
+
+def test_states_on_fixed_memory_are_those_of_real_steps() -> None:
+    """A prompt begins anew at every call; a decode step goes on from the state, and leaves it where it is."""
+    model, work, rows = parent(HYBRID), Workload(batch=4, prompt=15, generate=1), tokens(4, 16)
+    layers = model.model.layers
+    fixed, later, real = FixedCache(layers, work, 0), FixedCache(layers, work, 15), DynamicCache()
+    with torch.inference_mode():
+        want = model(rows[:, :15], past_key_values=real).logits
+        got = [model(rows[:, :15], past_key_values=fixed).logits for _ in range(2)]
+        assert got[0].equal(want) and got[1].equal(want)
+        later.buffers = fixed.buffers
+        state: Any = later.layers[0]
+        place = state.recurrent_states[0].data_ptr()
+        state.update_conv_state(fixed.layers[0].conv_states[0])
+        state.update_recurrent_state(fixed.layers[0].recurrent_states[0])
+        step = model(rows[:, 15:], past_key_values=later).logits
+        torch.testing.assert_close(step, model(rows[:, 15:], past_key_values=real).logits)
+        assert later.layers[0] is state and state.recurrent_states[0].data_ptr() == place
+        assert not state.recurrent_states[0].equal(fixed.layers[0].recurrent_states[0])
+
+
+def test_a_row_of_mamba_runs_its_copies() -> None:
+    rig = bench(HYBRID)
+    row = rig.row("attention", Mamba(heads=2))
+    own = DecoderArch(blocks=(replace(rig.shape.arch.blocks[0], attention=Mamba(heads=2)),))
+    nothing = count(rig.shape, DecoderArch(blocks=(replace(own.blocks[0], attention=NoOp()),)), WORK)
+    assert row.memory_bytes == 3 * (count(rig.shape, own, WORK).memory_bytes - nothing.memory_bytes)
+    prefill, decode = row.make()
+    shapes: list[Any] = [prefill().shape, decode().shape]
+    assert shapes == [(2, 9, 32), (2, 1, 32)]
+    with pytest.raises(IllegalArch, match="cannot stand in"):
+        rig.row("ffn", Mamba(heads=2))
 
 
 def test_a_window_limits_what_decode_reads() -> None:
@@ -145,7 +178,7 @@ def test_a_row_runs_its_copies_and_nothing_else(
         )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_a_table_prices_every_child(family: str) -> None:
     space = space_of(family)
     table = measure_table(config(family, 3), space, WORK, CPU, "fp32", effort=QUICK)
@@ -158,7 +191,7 @@ def test_a_table_prices_every_child(family: str) -> None:
         assert predicted.prefill_ms > 0 and predicted.decode_ms > 0
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_on_a_machine_whose_time_is_flops_the_table_is_exact(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def clock(steps: Mapping[str, Step], device: Device, **_: object) -> dict[str, Timing]:
         times = {name: flops(step) / 1e6 for name, step in steps.items()}

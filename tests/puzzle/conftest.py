@@ -14,7 +14,7 @@ from befit.puzzle.local import LocalConfig, build_library
 
 FREE = LocalConfig(epochs=0)
 """Training-free weights."""
-ATTENTION = ("all", "1", "window=5", "linear", "noop")
+ATTENTION = ("all", "1", "/2", "window=5", "linear", "noop")
 FFN = ("100", "50", "linear", "noop")
 
 MakeLibrary = Callable[..., Library]

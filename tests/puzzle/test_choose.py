@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from tests import tiny
 from tests.puzzle.test_prices import WORK, prices_of, scores_of, space_of
 
 from befit.arch.decoder import Attention, Block, DecoderArch, NoOp
@@ -158,14 +159,16 @@ def test_the_front_is_the_best_score_at_each_budget() -> None:
         assert point["costs"]["memory_bytes"] <= limit
 
 
-def rivals(text: str, target: str = "hf") -> tuple[Prices, Mapping[str, DecoderArch | None], Budget]:
-    space = space_of(layers=3, target=target)
+def rivals(
+    text: str, target: str = "hf", family: str = "llama"
+) -> tuple[Prices, Mapping[str, DecoderArch | None], Budget]:
+    space = space_of(family, 3 if family == "llama" else 6, target=target)
     prices, scores = prices_of(space, WORK), scores_of(space)
     budget = Budget.parse(text).resolve(prices.arch(space.shape.arch))
     fits, bounds = affordable(prices, budget), prices.bounds(budget)
     found = {
         "uniform": baselines.uniform(space, lambda arch: scores.total(arch, space.shape.arch), scores, fits),
-        "depth": baselines.depth(space, (0.5, 0.1, 0.3), fits),
+        "depth": baselines.depth(space, (0.5, 0.1, 0.3, 0.6, 0.2, 0.4)[: space.shape.layers], fits),
         "greedy": baselines.greedy(space, prices, scores, bounds),
         "random": baselines.drawn(space, prices.table(scores), bounds, fits, seed=3),
     }
@@ -181,6 +184,20 @@ def test_rivals_are_legal_and_within_the_budget(text: str, target: str) -> None:
         assert arch is not None
         prices.space.check(arch)
         assert budget.met(prices.arch(arch))
+
+
+@pytest.mark.parametrize("text", ["memory=80%", "latency=70%, params=75%"])
+def test_rivals_of_a_hybrid_keep_its_one_attention(text: str) -> None:
+    prices, found, budget = rivals(text, family=tiny.HYBRID)
+    own = prices.space.shape.arch.blocks
+    assert all(found.values())
+    for arch in found.values():
+        assert arch is not None
+        prices.space.check(arch)
+        assert budget.met(prices.arch(arch))
+        assert isinstance(arch.blocks[2].attention, Attention)
+    uniform = found["uniform"]
+    assert uniform is not None and len(set(zip(own, uniform.blocks, strict=True))) == len(set(own)) == 3
 
 
 def test_rivals_are_what_they_are_called() -> None:

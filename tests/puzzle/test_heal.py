@@ -64,7 +64,7 @@ def killed_after(steps: int) -> Callable[..., Iterator[Any]]:
     return progress
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", tiny.ALL)
 def test_a_child_without_a_layer_gets_closer_to_its_parent(family: str, tmp_path: Path) -> None:
     parent, blocks = tiny.parent(family, layers=3), tiny.tokens(10, 16)
     before, child = weights(parent), dropped(parent)

@@ -44,14 +44,16 @@ def held_out_error(library: Library, layer: int, kind: str, variant: Any, held: 
     return float((got - wanted).square().sum() / wanted.square().sum())
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_training_lowers_the_held_out_errors(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("family", "layers"), [("llama", 2), ("qwen2", 2), (tiny.HYBRID, 3)])
+def test_training_lowers_the_held_out_errors(
+    family: str, layers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(precision, "_cpu_multiplies_bf16", lambda: False)
-    library = empty_library(tmp_path, family, 2)
+    library = empty_library(tmp_path, family, layers)
     before = {name: t.clone() for name, t in library.parent.state_dict().items()}
     errors = build_library(TOKENS, TRAINED, library=library)
     assert all(t.equal(before[name]) for name, t in library.parent.state_dict().items())
-    for layer in range(2):
+    for layer in range(layers):
         assert set(errors[layer]) == {f"{kind}/{v.name}" for kind, v in variants(library, layer)}
         assert all(after <= first for first, after in errors[layer].values())
         for kind, variant in variants(library, layer):
@@ -73,16 +75,25 @@ def test_what_training_made_worse_keeps_its_first_weights(tmp_path: Path) -> Non
             assert tensor.equal(load_file(library.file(0))[name])
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", tiny.ALL)
 def test_without_training_weights_are_cut_from_the_parent(family: str, make_library: MakeLibrary) -> None:
-    library = make_library(family, 2)
-    for layer in range(2):
+    library = make_library(family, 3)
+    for layer in range(3):
         weights = parent_layer(library.parent, layer)
         for kind, variant in variants(library, layer):
             expected = initial(weights, variant, kind, library.space.shape, library.family)
             found = library.tensors(layer, kind, variant)
             assert set(found) == set(expected)
             assert all(found[name].equal(expected[name]) for name in found)
+
+
+def test_a_layer_may_have_nothing_to_train(tmp_path: Path) -> None:
+    full = empty_library(tmp_path, tiny.HYBRID, 3)
+    space = replace(full.space, attention=("all", "noop"), ffn=("100", "50"))
+    library = Library(parent=full.parent, space=space, family=full.family, folder=tmp_path)
+    errors = build_library(TOKENS, TRAINED, library=library)
+    assert errors[0] == errors[2] == {} and set(errors[1]) == {"ffn/ffn32"}
+    assert library.assemble(replace(space.shape.arch)).config.model_type == tiny.HYBRID
 
 
 def test_layers_that_are_missing_are_made_again_bit_by_bit(tmp_path: Path) -> None:

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tests import tiny_run
+from tests import tiny, tiny_run
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import befit
-from befit.arch.decoder import DecoderArch
+from befit.arch.decoder import DecoderArch, Mamba
 from befit.budget import Budget
 from befit.cli import main
 from befit.lm.child import arch_of
@@ -105,6 +105,31 @@ def test_transformers_loads_the_child_by_itself(workshop: Path) -> None:
     told = tokenizer("river stone", return_tensors="pt")
     words = model.generate(**told, max_new_tokens=4, do_sample=False, pad_token_id=0)
     assert words.shape[1] == told["input_ids"].shape[1] + 4
+
+
+def test_a_hybrid_is_refitted_and_loads_by_itself(tmp_path: Path) -> None:
+    """Mamba-2, FFN, attention, FFN, Mamba-2; half the memory, so that more than one of the kinds must give."""
+    tiny_run.write_parent(tmp_path / "parent", tiny.HYBRID, 5)
+    tiny_run.write_text(tmp_path / "text.jsonl")
+    run, variants = tmp_path / "run", "--attention=all,/2,noop"
+    assert main(tiny_run.command(tmp_path, run, "params=70%, cache=60%", variants)) == 0
+    told, rows = summary(run), final_rows(run)
+    arch = DecoderArch.from_json(told["child"]["arch"])
+    assert told["budget"]["met"] and told["child"]["kl"] < told["child"]["kl_before_heal"]
+    mamba = [block.attention for block in arch.blocks if isinstance(block.attention, Mamba)]
+    assert [m.heads for m in mamba] != [4, 4], "the cache is mostly Mamba's state"
+    assert f"{len(arch.blocks)} layers:" in (run / "report.html").read_text()
+    model: Any = AutoModelForCausalLM.from_pretrained(run / "child", trust_remote_code=True).eval()
+    assert type(model).__module__.startswith("transformers_modules")
+    assert sum(p.numel() for p in model.parameters()) == told["child"]["params"]
+    with torch.no_grad():
+        logits = model(rows).logits
+        assert logits.equal(befit.load(run / "child")(rows).logits)
+        wanted = AutoModelForCausalLM.from_pretrained(tmp_path / "parent").eval()(rows).logits
+    kl = F.kl_div(logits.log_softmax(-1), wanted.log_softmax(-1), log_target=True, reduction="none").sum(-1).mean()
+    assert told["child"]["kl"] == pytest.approx(float(kl), rel=1e-4)
+    words = model.generate(rows[:1, :4], max_new_tokens=4, do_sample=False, pad_token_id=0)
+    assert words.shape == (1, 8)
 
 
 def test_the_report_and_the_table_are_there(workshop: Path) -> None:

@@ -67,7 +67,7 @@ def scores_of(space: DecoderSpace, seed: int = 0) -> Scores:
 WORK = Workload(batch=2, prompt=16, generate=8, weights="fp32", cache="bf16")
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", tiny.ALL)
 def test_prices_add_up_to_counts_and_predictions(family: str) -> None:
     space = space_of(family)
     prices, rng = prices_of(space, WORK), random.Random(0)

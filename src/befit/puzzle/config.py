@@ -24,7 +24,7 @@ class PuzzleConfig:
     """Fit a trained language model to a budget, block by block."""
 
     parent: str | None = None
-    """Checkpoint folder or hub name of a Llama, Mistral, Qwen2 or Qwen3 model; none takes the embedded parent."""
+    """Checkpoint folder or hub name of a Llama, Mistral, Qwen2, Qwen3 or Nemotron-H model; none takes the embedded parent."""
     budget: str = "latency=60%, memory=70%"
     """Bounds, absolute or relative to the parent, such as "memory=8GiB, decode_ms<=12"."""
     data: str | None = None
@@ -36,7 +36,7 @@ class PuzzleConfig:
     target: Literal["hf", "vllm", "llama.cpp"] = "hf"
     """Where the child must run; decides which variants are legal."""
     attention: str = "all,/2,/4,1,window,linear,noop"
-    """Attention variants: all, /N or N KV heads, window or window=N, linear, noop."""
+    """Attention variants: all, /N or N KV heads, window or window=N, linear, noop; of them, Mamba-2 has all, /N, linear, noop."""
     ffn: str = "100,87,75,62,50,37,25,12,linear,noop"
     """FFN variants: percent of the parent's width, linear, noop."""
     window: int | None = None

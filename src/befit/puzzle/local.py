@@ -98,7 +98,7 @@ def distil_layer(
     train, kept = range(count - held), slice(count - held, None)
     measure = partial(_errors, halves, [a[kept] for a in activations], context, config.batch)
     before = measure()
-    if not train or not config.epochs:
+    if not train or not config.epochs or not halves:
         return {key: (value, value) for key, value in before.items()}
     first = {key: {n: t.clone() for n, t in module.state_dict().items()} for key, module in halves.items()}
     _train(halves, [a[: len(train)] for a in activations], context, config, seed)

@@ -90,10 +90,8 @@ def _steps(config: PuzzleConfig, space: DecoderSpace, width: float) -> list[Step
         halves += [ffn_cost(shape, v, one) for v in space.ffn_variants(layer)[1:] if not isinstance(v, NoOp)]
         layers.append((sum(h.params for h in halves), sum(h.flops for h in halves) / config.sequence))
     stored, variants = sum(p for p, _ in layers), sum(f for _, f in layers)
-    replaced = sum(
-        len(space.attention_variants(i)) + len(space.ffn_variants(i)) - 2 + config.score.pairs
-        for i in range(shape.layers)
-    )
+    others = [(len(space.attention_variants(i)) - 1, len(space.ffn_variants(i)) - 1) for i in range(shape.layers)]
+    replaced = sum(mixers + ffns + min(config.score.pairs, mixers * ffns) for mixers, ffns in others)
     tokens = config.score_sequences * config.sequence
     children = 1 + (4 if config.baselines else 0)
     largest = max(p for p, _ in layers)
