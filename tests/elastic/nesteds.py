@@ -1,5 +1,6 @@
 """Tiny nested models with random weights and a router that prefers something, as they are after training."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -7,12 +8,12 @@ from tests import members
 from transformers import AutoTokenizer
 
 import tiny
-from befit.arch.member import whole
-from befit.cost.count import count
+from befit.arch.member import Member, cut_shape, whole
+from befit.cost.count import Cost, count
 from befit.cost.workload import Workload
 from befit.elastic.budgets import Price, parse_targets
 from befit.elastic.gains import Gains
-from befit.elastic.nested import Nested
+from befit.elastic.nested import Nested, write_nested
 from befit.elastic.router import Router
 from befit.elastic.space import NestedSpace, default_space
 from befit.lm.parent import EMBEDDED
@@ -69,3 +70,15 @@ def nested_of(
 
 def tokenizer() -> Any:
     return AutoTokenizer.from_pretrained(EMBEDDED)
+
+
+def written(folder: Path, nested: Nested) -> Path:
+    """A run directory with the nested checkpoint inside."""
+    write_nested(folder / "run" / "nested", nested, tokenizer())
+    return folder / "run"
+
+
+def costs(nested: Nested, member: Member, workload: Workload = WORKLOAD) -> Cost:
+    """Counted from the member's own shape."""
+    shape = cut_shape(nested.net.shape, member)
+    return count(shape, shape.arch, workload)

@@ -168,4 +168,5 @@ def _as_mistral(config: Any) -> MistralConfig:
             "no other plain class for it; choose such a size"
         )
     told = {name: value for name, value in config.to_dict().items() if name not in LLAMA_ONLY}
-    return MistralConfig(**(told | {"sliding_window": None}))
+    kind: Any = MistralConfig
+    return kind(**(told | {"sliding_window": None}))
