@@ -98,6 +98,16 @@ def test_alone(kinds: list[str] | None) -> None:
             assert list(found[method].steps) == [found[method].alone[i] for i in found[method].removal]
 
 
+def test_a_large_vocabulary_is_taken_in_parts() -> None:
+    config = members.hybrid_config(Random(4), layers_block_type=[F, A, M], vocab_size=60_000, hidden_size=20)
+    known = members.parent_of(config, 4)
+    tokens = tiny.tokens(2, 4, 60_000)
+    found = removal_order(known.net, known.weights, tokens, method="single")
+    assert found.alone[0] == pytest.approx(error(known, tokens, {0}), rel=1e-3)
+    found = removal_order(known.net, known.weights, tokens, method="perplexity")
+    assert found.alone[0] == pytest.approx(rise(known, tokens, {0}), rel=1e-3, abs=1e-5)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_one_layer_of_each_kind_of_mixer_stays(method: Method) -> None:
     """Of the two attention and two Mamba-2 layers one each is never in the order, whichever it is."""

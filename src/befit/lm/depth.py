@@ -69,10 +69,10 @@ def removal_order(
     kept = tuple(range(net.shape.layers))
     alone = scores = search.scores(method, kept, kept)
     removal, steps = list[int](), list[float]()
-    for _ in progress(range(len(kept) - keep_at_least), "depth", max(0, len(kept) - keep_at_least)):
+    mixers = {type(block.attention) for block in net.shape.arch.blocks} & {Attention, Mamba}
+    rounds = range(len(kept) - max(keep_at_least, len(mixers), 1))
+    for _ in progress(rounds, "depth", len(rounds)):
         free = droppable(net.shape, kept)
-        if not free:
-            break
         if method == "iterative" and removal:
             scores = search.scores(method, kept, free)
         least = min(free, key=lambda layer: (scores[layer], layer))
