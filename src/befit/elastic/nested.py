@@ -62,7 +62,7 @@ class Nested:
     """What a member costs, for a cost that cannot be counted (latency)."""
     chosen: Mapping[float, Member] = field(default_factory=dict)
     """The members of trained shares, where they are written down already."""
-    _known: dict[Any, Member] = field(default_factory=dict, repr=False, compare=False)
+    _known: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def member(self, share: float) -> Member:
         """The member of a share (0 .. 1) of the parent's cost: the router's choice, landed within 1 % of the budget.
@@ -132,7 +132,7 @@ class Pieces:
     def add(self, name: str, tensor: Tensor) -> None:
         """Take a tensor into account: its name, format, shape and bytes."""
         total = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        total.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        total.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         self._digests[name] = total.digest()
 
     def hash(self) -> str:

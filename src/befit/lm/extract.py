@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +45,8 @@ def member_config(config: Any, shape: DecoderShape, member: Member) -> Any:
     FFN widths that differ are given as the widest. The class is the parent's, but a Mistral's for a Llama whose width is no
     multiple of its heads. Raises `IllegalArch` if `member` is no legal member, or if no plain class can hold it.
     """
-    own, found = cut_shape(shape, member), copy.deepcopy(config)
+    own = cut_shape(shape, member)
+    found, classes = copy.deepcopy(config), cast("Mapping[Any, Any]", MODEL_FOR_CAUSAL_LM_MAPPING)
     sizes: dict[str, Any] = {"hidden_size": own.hidden, "head_dim": own.head_dim}
     kept_ffn = [block.ffn.width for block in own.arch.blocks if isinstance(block.ffn, Ffn)]
     if kept_ffn:
@@ -66,7 +67,7 @@ def member_config(config: Any, shape: DecoderShape, member: Member) -> Any:
         setattr(found, name, value)
     if "auto_map" in vars(found):
         del found.auto_map  # names the parent's own code, which is not carried along
-    found.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING[type(found)].__name__]
+    found.architectures = [classes[type(found)].__name__]
     return found
 
 
@@ -160,7 +161,7 @@ def _keep_layers(config: Any, layers: tuple[int, ...]) -> None:
         config.max_window_layers = next((i for i, kind in enumerate(kept) if kind == "sliding_attention"), len(kept))
 
 
-def _as_mistral(config: Any) -> MistralConfig:
+def _as_mistral(config: Any) -> Any:
     """The same network under another name, for sizes that LlamaConfig refuses. Raises `IllegalArch` if it has biases."""
     if config.attention_bias or config.mlp_bias:
         raise IllegalArch(
