@@ -42,6 +42,15 @@ def test_the_table_sets_each_cost_against_its_limit() -> None:
     assert ">counted<" in budgets.table(SUMMARY) and ">measured<" in budgets.table(SUMMARY | {"cost": "latency_ms"})
 
 
+def test_every_heading_stands_over_its_own_columns() -> None:
+    cached = SUMMARY | {"members": [entry | {"cache_bytes": 2**20} for entry in SUMMARY["members"]]}
+    html = budgets.table(cached)
+    heads = re.findall(r'<th class="open" colspan="(\d)" scope="colgroup">([^<]*)</th>', html)
+    assert heads == [("4", "Memory"), ("2", "KL to the parent"), ("2", "Loss")]
+    names = re.findall(r'class="unit">([^<]*)<', html)
+    assert names[:4] == ["counted", "at most", "of the limit", "caches"] and rows(html)[1][4] == "1.00 MiB"
+
+
 def test_members_are_a_line_and_baselines_are_marks_at_their_share_of_the_cost() -> None:
     kl, loss = specs(budgets.quality(SUMMARY))
     before, uniform, separate, nothing, nested = kl["data"]

@@ -33,6 +33,12 @@ def test_the_legend_escapes_and_the_names_keep_their_order() -> None:
     assert canvas.union([{"b": 1, "a": 2}, {"c": 3, "a": 4}]) == ["b", "a", "c"]
 
 
+def test_few_decades_are_labelled_between_their_powers() -> None:
+    narrow, wide = canvas.decades([0.04, 0.9]), canvas.decades([0.001, 20.0])
+    assert narrow["ticktext"] == ["0.01", "0.02", "0.05", "0.1", "0.2", "0.5", "1", "2", "5"]
+    assert wide["tickvals"] == pytest.approx([0.001, 0.01, 0.1, 1, 10, 100]) and wide["type"] == "log"
+
+
 def test_an_axis_can_be_overridden() -> None:
     assert canvas.axis("ms", showgrid=False)["title"]["text"] == "ms"
     assert canvas.axis(gridcolor="x")["gridcolor"] == "x"

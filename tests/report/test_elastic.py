@@ -135,9 +135,12 @@ for (let i = 0; i < 40; i++) {
   all("button[data-step='1']")[0].click();
   steps.push(state().shown[0]);
 }
-const cut = all(".width, .axis, .letters text, .strip, .store, .bumps text, .facts dd").filter((e) => {
+const right = (e) => e.getBoundingClientRect().right;
+const main = all("main")[0].getBoundingClientRect();
+const inside = ".width b, .width small, .axis, .letters text, .strip, .store, .heap, .bumps text, .facts dd, .key, button";
+const cut = all(inside).filter((e) => {
   const r = e.getBoundingClientRect();
-  return r.width && (r.left < -1 || r.right > document.documentElement.clientWidth + 1);
+  return r.width && (r.left < main.left - 1 || r.right > main.right + 1);
 });
 return {
   title: document.title,
@@ -151,6 +154,7 @@ return {
   plots: all(".plot .main-svg").length,
   ticks: all(".plot text").map((t) => t.textContent),
   cut: cut.map((e) => e.outerHTML.slice(0, 80)),
+  over: Math.max(...all(".width b, .width small").map((e) => right(e) - right(e.closest(".width")))),
   width: [document.documentElement.scrollWidth, innerWidth],
 };
 """
@@ -209,9 +213,14 @@ def test_each_budget_shows_what_it_keeps(desktop: Seen) -> None:
 def test_a_phone_shows_all_of_a_deep_network(tmp_path: Path) -> None:
     summary = sample()
     summary["layers"] = (summary["layers"] * 5)[:98]
-    page = probed(render(summary), probe(summary), tmp_path / "deep.html")
+    summary["widths"]["ffn"] = 15_680
+    for entry in summary["members"]:
+        entry["member"]["ffn"] = [11_257 + layer for layer in entry["member"]["layers"]]
+    html = render(summary).replace("<main>", '<main style="width: 360px">')
+    page = probed(html, probe(summary), tmp_path / "deep.html")
     seen = visit(page, tmp_path, "--window-size=500,900", "--blink-settings=preferredColorScheme=0")
-    assert seen.console == [] and seen.probe["layers"] == [98] * 4 and seen.probe["cut"] == []
+    assert seen.console == [] and seen.probe["layers"] == [98] * 4
+    assert seen.probe["cut"] == [] and seen.probe["over"] <= 8, "nothing leaves its place, no width runs into the next"
     assert seen.probe["width"][0] <= seen.probe["width"][1], "the page itself must not scroll sideways"
 
 

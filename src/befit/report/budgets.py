@@ -113,7 +113,7 @@ def _panel(summary: Mapping[str, Any], name: str, title: str) -> str:
         *(_trace(points, (BASELINES.get(key, _OTHER)[1], _colour(key), None), floor) for key, points in marks.items()),
         _trace(after, ("circle", canvas.BLUE, "solid"), floor),
     ]
-    own = {"type": "log", "dtick": 1} if wide else {"rangemode": "tozero"} if name == "kl" else {}
+    own = canvas.decades(positive) if wide else {"rangemode": "tozero"} if name == "kl" else {}
     layout = {
         "showlegend": False,
         "margin": {"l": 58, "r": 12, "t": 10, "b": 46},

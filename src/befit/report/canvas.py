@@ -5,6 +5,7 @@ and the dark page.
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
@@ -37,6 +38,16 @@ def axis(title: str = "", **more: Any) -> dict[str, Any]:
 def log(wide: bool) -> dict[str, Any]:
     """A logarithmic axis where the values span it; else one from zero."""
     return {"type": "log", "dtick": 1} if wide else {"rangemode": "tozero"}
+
+
+def decades(values: Iterable[float]) -> dict[str, Any]:
+    """A logarithmic axis for positive values, labelled at 1, 2 and 5 of each decade where few decades are spanned."""
+    known = list(values)
+    low, high = min(known), max(known)
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    steps = (1, 2, 5) if math.log10(high / low) <= 2 else (1,)
+    ticks = [step * 10.0**power for power in range(first, last + 1) for step in steps]
+    return {"type": "log", "tickmode": "array", "tickvals": ticks, "ticktext": [f"{tick:.4g}" for tick in ticks]}
 
 
 def safe(text: Any) -> str:

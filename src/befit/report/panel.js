@@ -6,7 +6,7 @@
   const written = (bytes) => {
     let rung = 0;
     while (bytes >= 999.5 && rung < units.length - 1) [bytes, rung] = [bytes / 1024, rung + 1];
-    return `${Number(bytes.toPrecision(3))}\u202f${units[rung]}`;
+    return `${bytes.toPrecision(3)}\u202f${units[rung]}`;
   };
 
   for (const panel of document.querySelectorAll(".memory")) {

@@ -80,7 +80,7 @@ def _control(sizes: list[tuple[float, Mapping[str, Any]]], rival: float, scale: 
     return (
         '<div class="control" hidden><div class="asked"><label for="memory">Memory there is</label>'
         f'<output for="memory">{q.size(top)}</output>'
-        '<button type="button" data-step="-1">smaller size</button><button type="button" data-step="1">larger size</button></div>'
+        '<button type="button" data-step="-1">smaller</button><button type="button" data-step="1">larger</button></div>'
         f'<input type="range" id="memory" min="0" max="1000" step="2" value="{value}">'
         f'<svg class="ticks" width="100%" height="33" aria-hidden="true">{ticks}{mark}</svg></div>'
     )

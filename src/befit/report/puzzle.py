@@ -103,6 +103,8 @@ def _architecture(summary: Mapping[str, Any]) -> str:
     ]
     marks = (("box attn", "a KV head"), ("box ffn", "FFN"), ("box ghost", "only in the parent"), ("box noop", "dropped"),
              ("box half", "sliding window"))  # fmt: skip
+    if 'class="mamba"' in picture:
+        marks = (("box mamba", "a Mamba head"), *marks)
     key = canvas.key(*marks)
     return (
         f"<p>{escape(architecture.describe(child.get('arch'), ghost))}</p>{picture}{key}"

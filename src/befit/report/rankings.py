@@ -62,7 +62,7 @@ def _axis(axis: str, scores: Any, given: list[Mapping[str, Any]]) -> str:
         "title": {"text": f"{noun}s", "font": {"size": 12}, "x": 0,
                   "xanchor": "left", "y": 0.97, "yanchor": "top"},
         "xaxis": canvas.axis(showgrid=False, range=[0.5 - 0.02 * most, most + 0.5 + 0.02 * most]),
-        "yaxis": canvas.axis(**canvas.log(wide), nticks=5),
+        "yaxis": canvas.axis(**(canvas.decades(values) if wide else {"rangemode": "tozero", "nticks": 5})),
         "shapes": shapes,
         "annotations": labels,
     }  # fmt: skip
@@ -148,7 +148,7 @@ def _bumps(
     layers = dict.fromkeys(layer for order in orders.values() for layer, _ in order[:rows])
     drawn = "".join(_bump(layer, orders, parent, rows, tall) for layer in layers)
     return (
-        f'<div><svg class="bumps" width="100%" height="{24 + rows * tall}" role="img" '
+        f'<div><svg class="bumps{"" if tall > 14 else " many"}" width="100%" height="{24 + rows * tall}" role="img" '
         f'aria-label="Order in which layers go, by method">{heads}{ranks}{_cuts(given, parent, rows, tall)}{drawn}</svg></div>'
     )
 
@@ -230,6 +230,8 @@ def _errors(orders: Mapping[str, list[tuple[int, float | None]]]) -> str:
         "showlegend": False,
         "margin": {"l": 58, "r": 8, "t": 10, "b": 44},
         "xaxis": canvas.axis(title="removal", showgrid=False),
-        "yaxis": canvas.axis(title="normalised MSE of the output", **canvas.log(wide)),
+        "yaxis": canvas.axis(
+            title="normalised MSE of the output", **(canvas.decades(known) if wide else canvas.log(False))
+        ),
     }
     return f"<div>{canvas.plot(data, layout, 360, 'Normalised error by layers removed')}{canvas.key(*marks)}</div>"

@@ -105,6 +105,8 @@ def comparison(summary: Mapping[str, Any]) -> str:
 def grid(rows: Sequence[Row], columns: Sequence[Column], parent: Mapping[str, Any], label: str) -> str:
     """A table of models that scrolls by itself where it is too wide; columns that nobody fills are left out."""
     filled = [c for c in columns if any(c.read(row.values) is not None for row in rows)]
+    groups = list(dict.fromkeys(c.group for c in filled))
+    filled.sort(key=lambda c: groups.index(c.group))  # a heading stands over neighbours only
     if not rows or not filled:
         return ""
     body = "".join(_row(row, filled, parent) for row in rows)

@@ -41,7 +41,7 @@ def curves(training: Any) -> str:
         "showlegend": False,
         "margin": {"l": 58, "r": 8, "t": 6, "b": 44},
         "xaxis": canvas.axis(title="step", showgrid=False),
-        "yaxis": canvas.axis(title="KL to the parent", **canvas.log(wide)),
+        "yaxis": canvas.axis(title="KL to the parent", **(canvas.decades(values) if wide else canvas.log(False))),
     }
     return canvas.plot(data, layout, 320, "KL of every budget by step") + _key(list(lines))
 
