@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import befit
 import tiny
-from befit.arch.decoder import Attention, Block, DecoderArch, Ffn, Linear, NoOp
+from befit.arch.decoder import Attention, Block, DecoderArch, Ffn, Linear, Mamba, NoOp
 from befit.errors import IllegalArch, UnsupportedModel
 from befit.lm.child import adopt, arch_of, build, config_for, from_parent, half, load, save
 
@@ -80,6 +81,14 @@ def test_a_variant_of_the_other_kind_is_refused() -> None:
         half(config, 0, Ffn(width=16), "attention")
     with pytest.raises(IllegalArch, match="kv1 cannot stand in for the ffn sub-block"):
         half(config, 0, Attention(kv_heads=1), "ffn")
+    with pytest.raises(IllegalArch, match="mamba2 cannot stand in for the ffn sub-block"):
+        half(tiny.config(tiny.HYBRID), 0, Mamba(heads=2), "ffn")
+
+
+def test_a_layer_of_a_hybrid_has_one_sub_block() -> None:
+    both = Block(attention=Mamba(heads=2), ffn=Ffn(width=16))
+    with pytest.raises(IllegalArch, match=r"layer 1: mamba2\+ffn16 has two sub-blocks"):
+        config_for(tiny.config(tiny.HYBRID), DecoderArch(blocks=(Block(attention=NoOp(), ffn=NoOp()), both)))
 
 
 def test_save_and_load_keep_the_format_of_numbers(tmp_path: Path) -> None:
@@ -90,6 +99,18 @@ def test_save_and_load_keep_the_format_of_numbers(tmp_path: Path) -> None:
     assert back.dtype == torch.bfloat16 and not back.training
     assert all(torch.equal(tensor, child.state_dict()[name]) for name, tensor in back.state_dict().items())
     assert load(tmp_path, dtype=torch.float32).dtype == torch.float32
+
+
+@pytest.mark.parametrize("family", ["llama", tiny.HYBRID])
+def test_code_that_came_with_the_parent_does_not_go_with_the_child(family: str, tmp_path: Path) -> None:
+    """Checkpoints older than their family in transformers name files of their own, which a child does not have."""
+    original = tiny.original(family)
+    original.config.auto_map = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "own.Own"}
+    save(from_parent(original), tmp_path)
+    loader: Any = AutoModelForCausalLM
+    again = loader.from_pretrained(tmp_path, trust_remote_code=True)
+    with torch.no_grad():
+        assert again(tiny.tokens()).logits.equal(original(tiny.tokens()).logits)
 
 
 def test_what_is_no_child_is_refused(tmp_path: Path) -> None:

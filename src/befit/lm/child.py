@@ -44,6 +44,7 @@ def config_for(parent: Any, arch: DecoderArch) -> Any:
     """
     config = copy.deepcopy(parent)
     config.per_layer_config = None
+    vars(config).pop("auto_map", None)  # code that came with the parent's checkpoint and does not go with the child's
     single = family_of(parent).single
     windows = [b.attention.window if isinstance(b.attention, Attention) else None for b in arch.blocks]
     if single:
