@@ -9,6 +9,7 @@ from torch import Tensor
 from befit.errors import RunConflict
 from befit.lm.training import (
     Checkpoint,
+    Learner,
     adam,
     batch_rows,
     checksum,
@@ -77,6 +78,40 @@ def test_a_restored_training_goes_on_bit_by_bit(tmp_path: Path) -> None:
     restore(state, other, second, 4)
     train(other, second, range(4, 7))
     assert all(torch.equal(whole[name], other[name]) for name in whole)
+
+
+def test_a_learner_steps_as_its_optimizer_and_untouched_weights_have_no_gradient() -> None:
+    plain, own = weights(), weights()
+    optimizer, learner = adam(plain, lr=1.0), Learner(own, adam(own, lr=1.0))
+    for step in range(3):
+        for some in (plain, own):
+            ((some["matrix"] * (step + 1)).square().sum() + some["vector"].sum()).backward()
+            some["matrix"].sum().backward()  # another micro-batch
+        plain["other"].grad = torch.zeros(2, 2)
+        torch.nn.utils.clip_grad_norm_(plain.values(), 0.5)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01
+        optimizer.step()
+        optimizer.zero_grad()
+        learner.step(lr=0.01, clip=0.5)
+        assert not learner.gradient.any()
+    assert all(torch.allclose(plain[name], own[name], atol=1e-7) for name in plain)
+    assert not torch.equal(own["vector"], weights()["vector"]) and torch.equal(own["other"], weights()["other"])
+    assert {key for key in learner.state() if "other" in key} == {"weight other", "exp_avg other", "exp_avg_sq other"}
+
+
+def test_a_team_steps_along_its_mean_gradient() -> None:
+    alone, team = weights(), weights()
+
+    def third(gradient: Tensor) -> None:
+        gradient.div_(3)
+
+    one, other = Learner(alone, adam(alone, lr=1.0)), Learner(team, adam(team, lr=1.0))
+    one.gradient.fill_(1e-9)
+    other.gradient.fill_(3e-9)
+    one.step(lr=0.1)
+    other.step(lr=0.1, average=third)
+    assert all(torch.equal(alone[name], team[name]) for name in alone)
 
 
 def test_a_checkpoint_is_swept_and_removed(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ Shapes: N sequences.
 import math
 import shutil
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.optim import AdamW
+from torch.optim import Adam, AdamW
 
 from befit.errors import RunConflict
 from befit.rundir import read_json, read_tensors, write_json, write_tensors
@@ -60,7 +60,7 @@ def adam(
     return AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
 
 
-def training_state(weights: Mapping[str, Tensor], optimizer: AdamW) -> dict[str, Tensor]:
+def training_state(weights: Mapping[str, Tensor], optimizer: Adam) -> dict[str, Tensor]:
     """The weights and Adam's moments, after at least one step, under names that `restore` knows."""
     state = {}
     for name, weight in weights.items():
@@ -69,7 +69,7 @@ def training_state(weights: Mapping[str, Tensor], optimizer: AdamW) -> dict[str,
     return state
 
 
-def restore(state: Mapping[str, Tensor], weights: Mapping[str, Tensor], optimizer: AdamW, steps: int) -> None:
+def restore(state: Mapping[str, Tensor], weights: Mapping[str, Tensor], optimizer: Adam, steps: int) -> None:
     """Put weights and optimizer back to where they were after `steps` steps, bit by bit."""
     ordered = [weight for group in optimizer.param_groups for weight in group["params"]]
     names = {weight: name for name, weight in weights.items()}
@@ -81,6 +81,42 @@ def restore(state: Mapping[str, Tensor], weights: Mapping[str, Tensor], optimize
     with torch.no_grad():
         for name, weight in weights.items():
             weight.copy_(state[f"weight {name}"])
+
+
+class Learner:
+    """Tensors in training that are no module's: leaves, their optimizer, and one flat gradient, of which each has a view.
+
+    The gradient is there from the start and stays, so that one product clips it, one collective averages it over processes,
+    and a tensor that a step does not touch has a gradient of zeros and not none.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], optimizer: Adam) -> None:
+        """`weights` are leaves of one format on one device; `optimizer` has all of them."""
+        self.weights, self.optimizer = dict(weights), optimizer
+        some = next(iter(self.weights.values()))
+        self.gradient = torch.zeros(sum(w.numel() for w in self.weights.values()), dtype=some.dtype, device=some.device)
+        parts = self.gradient.split([weight.numel() for weight in self.weights.values()])
+        for weight, part in zip(self.weights.values(), parts, strict=True):
+            weight.grad = part.view_as(weight)
+
+    def step(self, *, lr: float, clip: float = math.inf, average: Callable[[Tensor], None] | None = None) -> None:
+        """One step along the gradient gathered since the last, shortened to `clip`; `average` makes it that of a team."""
+        if average is not None:
+            average(self.gradient)
+        if clip < math.inf:
+            self.gradient.mul_((clip / (self.gradient.norm() + 1e-6)).clamp(max=1))
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.gradient.zero_()
+
+    def state(self) -> dict[str, Tensor]:
+        """What `restore` needs, after at least one step."""
+        return training_state(self.weights, self.optimizer)
+
+    def restore(self, state: Mapping[str, Tensor], steps: int) -> None:
+        """Go back to where it was after `steps` steps."""
+        restore(state, self.weights, self.optimizer, steps)
 
 
 @dataclass(frozen=True)
