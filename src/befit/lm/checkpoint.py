@@ -88,7 +88,7 @@ class Checkpoint:
             piece = part[begin:end, columns[0][0] : columns[-1][1]] if columns else part[begin:end]
             self.bytes_read += piece.numel() * piece.element_size()
             pieces.append(_columns(piece, columns))
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        return pieces[0].contiguous() if len(pieces) == 1 else torch.cat(pieces)
 
     def whole(self, name: str) -> Tensor:
         """A tensor as it is stored."""
