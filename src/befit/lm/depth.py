@@ -63,25 +63,7 @@ def removal_order(
     each layer that is left; few tokens are enough. Raises `BadData` for token ids of another form and `UnsupportedModel` if
     scores are not finite.
     """
-    if tokens.ndim != 2 or tokens.shape[0] < 1 or tokens.shape[1] < 2:
-        raise BadData(f"depth needs token ids (N, T) with N at least 1 and T at least 2, got {tuple(tokens.shape)}")
-    search = _Search(net, weights, tokens.split(batch))
-    kept = tuple(range(net.shape.layers))
-    alone = scores = search.scores(method, kept, kept)
-    removal, steps = list[int](), list[float]()
-    mixers = {type(block.attention) for block in net.shape.arch.blocks} & {Attention, Mamba}
-    rounds = range(len(kept) - max(keep_at_least, len(mixers), 1))
-    for _ in progress(rounds, "depth", len(rounds)):
-        free = droppable(net.shape, kept)
-        if method == "iterative" and removal:
-            scores = search.scores(method, kept, free)
-        least = min(free, key=lambda layer: (scores[layer], layer))
-        removal.append(least)
-        steps.append(scores[least])
-        kept = tuple(layer for layer in kept if layer != least)
-    return DepthRanking(
-        method=method, removal=tuple(removal), steps=tuple(steps), alone=tuple(alone[i] for i in sorted(alone))
-    )
+    return _order(_search(net, weights, tokens, batch), method, keep_at_least, progress)
 
 
 def compare_methods(
@@ -94,12 +76,8 @@ def compare_methods(
     progress: Progress = silent,
 ) -> dict[Method, DepthRanking]:
     """The order by every measure, on the same tokens."""
-    return {
-        method: removal_order(
-            net, weights, tokens, method=method, keep_at_least=keep_at_least, batch=batch, progress=progress
-        )
-        for method in METHODS
-    }
+    search = _search(net, weights, tokens, batch)
+    return {method: _order(search, method, keep_at_least, progress) for method in METHODS}
 
 
 def droppable(shape: DecoderShape, kept: Collection[int]) -> tuple[int, ...]:
@@ -110,6 +88,35 @@ def droppable(shape: DecoderShape, kept: Collection[int]) -> tuple[int, ...]:
     left = list(kinds.values())
     only = {kind for kind in (Attention, Mamba) if left.count(kind) == 1}
     return tuple(layer for layer, kind in kinds.items() if kind not in only)
+
+
+def _search(net: Network, weights: Weights, tokens: Tensor, batch: int) -> "_Search":
+    if tokens.ndim != 2 or tokens.shape[0] < 1 or tokens.shape[1] < 2:
+        raise BadData(f"depth needs token ids (N, T) with N at least 1 and T at least 2, got {tuple(tokens.shape)}")
+    return _Search(net, weights, tokens.split(batch))
+
+
+def _order(search: "_Search", method: Method, keep_at_least: int, progress: Progress) -> DepthRanking:
+    shape = search.net.shape
+    kept = tuple(range(shape.layers))
+    alone = scores = search.alone(method)
+    removal, steps = list[int](), list[float]()
+    mixers = {type(block.attention) for block in shape.arch.blocks} & {Attention, Mamba}
+    rounds = range(len(kept) - max(keep_at_least, len(mixers), 1))
+    for _ in progress(rounds, f"depth, {method}", len(rounds)):
+        free = droppable(shape, kept)
+        if method == "iterative" and removal:
+            scores = search.scores(method, kept, free)
+        least = min(free, key=lambda layer: (scores[layer], layer))
+        removal.append(least)
+        steps.append(scores[least])
+        kept = tuple(layer for layer in kept if layer != least)
+    return DepthRanking(
+        method=method,
+        removal=tuple(removal),
+        steps=tuple(steps),
+        alone=tuple(alone[layer] for layer in range(shape.layers)),
+    )
 
 
 class _Search:
@@ -123,6 +130,16 @@ class _Search:
         """The whole network's last hidden states, batch by batch."""
         self.gram = torch.zeros(0)
         """(D, D), the output projection's columns with each other."""
+        self.known = dict[str, dict[int, float]]()
+        """Scores in the whole network, by measure."""
+
+    def alone(self, method: Method) -> dict[int, float]:
+        """The score of every layer in the whole network; `iterative` and `single` begin with the same."""
+        measure = "error" if method in ("iterative", "single") else method
+        if measure not in self.known:
+            every = range(self.net.shape.layers)
+            self.known[measure] = self.scores(method, every, every)
+        return self.known[measure]
 
     @torch.no_grad()
     def scores(self, method: Method, kept: Sequence[int], candidates: Collection[int]) -> dict[int, float]:
