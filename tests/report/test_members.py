@@ -32,6 +32,8 @@ def test_a_box_is_filled_as_far_as_its_layer_is_wide() -> None:
     assert ffn == [full, ("ffn", 7.5)] and attention == [full, ("attn", 15.0)]
     assert [hue for hue, _ in gone] == ["gone"]
     assert both == [full, ("attn", 15.0), full, ("ffn", 7.5)]
+    filled = [r for r in ElementTree.fromstring(members.strip(MEMBER, PARENT)).iter("rect") if r.get("class") == "ffn"]
+    assert [float(r.get("y") or 0) + float(r.get("height") or 0) for r in filled] == [30, 30], "from the bottom up"
     assert all(tall == 30 for layer in boxes(members.strip(WHOLE, PARENT)) for _, tall in layer)
 
 
