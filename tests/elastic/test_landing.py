@@ -43,6 +43,14 @@ def test_straight_prices_need_few_looks() -> None:
     assert largest(price, 0, 100_000, 1000 + 37 * 61_803.4) == 61_803
     assert len(looked) < 8
 
+    def bent(at: int) -> float:
+        looked.append(at)
+        return float(at) ** 9
+
+    looked.clear()
+    assert largest(bent, 0, 100_000, 50_000.5**9) == 50_000
+    assert len(looked) < 60
+
 
 def test_values_between_options() -> None:
     options, values = (8, 6, 2), (0.0, -1.0, -5.0)
