@@ -144,15 +144,15 @@ class LatencyTable:
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> "LatencyTable":
         """Read what `to_json` wrote. Raises `BadTable` for an unknown or missing key."""
-        given = _exact(LatencyTable, data)
+        given = exact(LatencyTable, data)
         for name in ("attention", "ffn"):
-            given[name] = {variant: Latency(**_exact(Latency, entry)) for variant, entry in given[name].items()}
+            given[name] = {variant: Latency(**exact(Latency, entry)) for variant, entry in given[name].items()}
         for name in ("fitted_on", "held_out"):
             given[name] = tuple(_run(entry) for entry in given[name])
         for name, kind in (("device", Device), ("workload", Workload), ("base", Latency)):
-            given[name] = kind(**_exact(kind, given[name]))
+            given[name] = kind(**exact(kind, given[name]))
         for name in ("prefill", "decode"):
-            given[name] = Correction(**_exact(Correction, given[name]))
+            given[name] = Correction(**exact(Correction, given[name]))
         return LatencyTable(**given)
 
 
@@ -239,14 +239,14 @@ def _relative(predicted: float, measured: float) -> float:
 
 
 def _run(data: Mapping[str, Any]) -> WholeRun:
-    given = _exact(WholeRun, data)
+    given = exact(WholeRun, data)
     given["arch"] = DecoderArch.from_json(given["arch"])
     return WholeRun(**given)
 
 
-def _exact(kind: type, data: Any) -> dict[str, Any]:
-    """The fields of a dataclass as found in JSON, none missing, none unknown."""
-    expected = [field.name for field in fields(kind)]
+def exact(kind: type, data: Any) -> dict[str, Any]:
+    """The fields of a dataclass as found in JSON, none missing, none unknown. Raises `BadTable`."""
+    expected = [field.name for field in fields(kind) if field.init]
     given = dict(cast("Mapping[str, Any]", data)) if isinstance(data, Mapping) else {}
     if set(given) != set(expected):
         raise BadTable(f"latency table, {kind.__name__}: expected exactly the keys {expected}, got {data!r:.200}")

@@ -153,7 +153,7 @@ def measure_table(
     jobs |= {f"attention {name}": bench.row("attention", variant) for name, variant in attention.items()}
     jobs |= {f"ffn {name}": bench.row("ffn", variant) for name, variant in ffn.items()}
     jobs |= {f"model {i}": bench.whole(arch) for i, arch in enumerate(archs)}
-    times = _run(jobs, device, effort, progress)
+    times = time_jobs(jobs, device, effort, progress)
     runs = [WholeRun(arch=arch, **asdict(times[f"model {i}"])) for i, arch in enumerate(archs)]
     table = LatencyTable(
         device=device,
@@ -287,13 +287,17 @@ class Bench:
         return module
 
 
-def model_steps(model: BefitForCausalLM, workload: Workload) -> Steps:
-    """Prefill and decode of a whole model: tokens in, logits (B, 1, V) of every request's last token out."""
+def model_steps(model: Any, workload: Workload, cache_of: Callable[[int], FixedCache] | None = None) -> Steps:
+    """Prefill and decode of a whole model: tokens in, logits (B, 1, V) of every request's last token out.
+
+    `cache_of` makes the cache for so many earlier tokens, where the model is none of befit's own.
+    """
+    cache_of = cache_of or partial(FixedCache, model.model.layers, workload)
     prompt = torch.arange(workload.batch * workload.prompt, device=model.device) % model.config.vocab_size
     prompt = prompt.view(workload.batch, workload.prompt)
 
     def step(tokens: Tensor, past: int) -> Step:
-        cache = FixedCache(model.model.layers, workload, past)
+        cache = cache_of(past)
         forward = partial(model, input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return torch.inference_mode()(lambda: forward().logits)
 
@@ -319,7 +323,7 @@ def row_steps(layers: Sequence[BefitLayer], base: BefitForCausalLM, workload: Wo
     return step(workload.prompt, 0), step(1, workload.context - 1)
 
 
-def _run(jobs: Mapping[str, Timed], device: Device, effort: Effort, progress: Progress) -> dict[str, Latency]:
+def time_jobs(jobs: Mapping[str, Timed], device: Device, effort: Effort, progress: Progress) -> dict[str, Latency]:
     """Time all jobs in turns; in several groups, one after the other, where memory cannot hold them all."""
     room = torch.cuda.mem_get_info()[0] // 2 if device.kind == "cuda" else device.memory_bytes // 4
     groups, used = [list[str]()], 0
