@@ -78,6 +78,17 @@ def test_the_numbers_compare_with_the_nested_member() -> None:
     assert budgets.numbers(SUMMARY | {"baselines": None}) == ""
 
 
+def test_untrained_baselines_are_compared_with_untrained_cuts() -> None:
+    untrained = {"greedy": [{"budget": 0.5, "value": 2**21, "kl": 6.0, "loss": 9.0, "trained": False}]}
+    summary = SUMMARY | {"baselines": untrained}
+    nested, greedy = rows(budgets.numbers(summary))
+    assert nested == ["nested", "0", "4.00"]
+    assert greedy == ["greedy by importance, one step at a time", "–", "6.00 150 %"]
+    assert "KL to the parent, cut untrained" in budgets.numbers(summary)
+    kl, loss = specs(budgets.quality(summary))
+    assert kl["data"][1]["marker"]["symbol"] == ["square-open"] and loss["data"][1]["x"] == []
+
+
 def test_one_file_against_many() -> None:
     files = [{"budget": share, "bytes": round(share * 10 * 2**20)} for share in (1.0, 0.5)]
     html = budgets.storage(

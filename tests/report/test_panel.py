@@ -62,6 +62,13 @@ def test_the_mixture_of_experts_must_be_loaded_whole() -> None:
     assert 'class="rival"' not in panel({"members": [size(2)]}, PARENT, {})
 
 
+def test_of_two_sizes_that_need_the_same_memory_the_measured_one_is_shown() -> None:
+    for order in ([size(4), size(4, 0.2), size(4)], [size(4, 0.2), size(4)]):
+        (_, _, text) = states(panel({"members": [*order, size(5)]}, PARENT, {}))[1]
+        assert re.search(r"0\.200 +measured", text)
+    assert len(states(panel({"members": [size(4), size(4), size(5)]}, PARENT, {}))) == 3
+
+
 def test_bars_share_one_scale_that_holds_everything() -> None:
     html = panel({**FACTS, "moe": {**MOE, "memory_bytes": 20 * MIB}}, PARENT, {})
     high = float(re.findall(r'data-high="(\d+)"', html)[0])

@@ -28,7 +28,7 @@ def test_importance_falls_and_budgets_mark_what_they_keep() -> None:
         "heads": {"2": [8, 7, 6, 5, 4, 3, 2, 1], "5": [1, None]},
         "ffn": {"1": [3, 2, 1]},
     }
-    hidden, ffn, heads = specs(rankings.importance(ranking, GIVEN))
+    hidden, ffn, heads = specs(rankings.importance(ranking, PARENT, GIVEN))
     assert (hidden["data"][0]["x"], hidden["data"][0]["y"]) == ([1, 2, 3, 4], [4, 3, 2, 1])
     marks = [(a["x"], a["text"].replace("\u202f", " ")) for a in hidden["layout"]["annotations"]]
     assert marks == [(3.5, "50 %, 40 %")], "budgets of one width share a mark; the whole has none"
@@ -38,9 +38,18 @@ def test_importance_falls_and_budgets_mark_what_they_keep() -> None:
 
 
 def test_wide_layers_keep_their_ends_and_stay_light() -> None:
-    line = specs(rankings.importance({"ffn": {"0": list(range(15_000))}}, []))[0]["data"][0]
+    line = specs(rankings.importance({"ffn": {"0": list(range(15_000))}}, PARENT, []))[0]["data"][0]
     assert len(line["x"]) <= 100 and line["x"][0] == 1 and line["x"][-1] == 15_000
     assert line["y"][0] == 14_999 and line["y"][-1] == 0
+
+
+def test_a_ranking_that_was_thinned_or_is_of_several_groups_is_stretched_to_the_parents_width() -> None:
+    wide = Parent(layers=(), widths={"state": 7})
+    member = {"budget": 0.5, "member": {"state": 4}}
+    figure = specs(rankings.importance({"state": {"0": [3, 2, 1], "1": list(range(14))}}, wide, [member]))[0]
+    thin, groups = figure["data"]
+    assert thin["x"] == [1, 4, 7] and (groups["x"][0], groups["x"][-1]) == (1, 7)
+    assert figure["layout"]["annotations"][0]["x"] == 4.5
 
 
 DEPTH = {"iterative": [[1, 0.1], [0, 0.3], [2, 3.0]], "single": [[1, 0.1], [2, 0.2]], "cosine": [[0, 0.5], [1, None]]}
@@ -88,4 +97,4 @@ def test_a_very_deep_network_shows_the_first_removals_and_keeps_its_rows_apart()
     "ranking", [None, {}, {"depth": None, "ffn": {"0": ["x"]}}, {"depth": {"single": [[], 3, ["x"]]}}]
 )
 def test_without_rankings_there_is_nothing(ranking: object) -> None:
-    assert rankings.importance(ranking, GIVEN) == rankings.removals(ranking, PARENT, GIVEN) == ""
+    assert rankings.importance(ranking, PARENT, GIVEN) == rankings.removals(ranking, PARENT, GIVEN) == ""

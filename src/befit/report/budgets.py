@@ -90,6 +90,7 @@ def quality(summary: Mapping[str, Any]) -> str:
         remark, _, mark = BASELINES.get(str(name), _OTHER)
         if q.entries(points):
             words = f"{name}: {remark}" if remark else str(name)
+            words += " (hollow: untrained)" * any(point.get("trained") is False for point in q.entries(points))
             marks.append(("star" if name == "separate" else mark, words))
     marks += [("down", "zero, which a logarithm cannot show")] * ('"triangle-down"' in panels[0])
     return f'<div class="panels wide">{"".join(panels)}</div>{canvas.key(*marks)}'
@@ -101,7 +102,12 @@ def _panel(summary: Mapping[str, Any], name: str, title: str) -> str:
     # The loss of untrained cuts would flatten all other differences; the table and the panel of KL have them.
     before = _points(members, "kl_untrained", whole, "nested, before training") if name == "kl" else []
     after = _points(members, name, whole, "nested")
-    marks = {str(k): _points(q.entries(v), name, whole, str(k)) for k, v in q.mapping(summary.get("baselines")).items()}
+    marks = {
+        str(k): _points(
+            [row for row in q.entries(v) if name == "kl" or row.get("trained") is not False], name, whole, str(k)
+        )
+        for k, v in q.mapping(summary.get("baselines")).items()
+    }
     known = [point[1] for points in (before, after, *marks.values()) for point in points]
     positive = [value for value in known if value > 0]
     if not positive:
@@ -181,21 +187,27 @@ def _colour(baseline: str) -> str:
 
 
 def numbers(summary: Mapping[str, Any]) -> str:
-    """The KL of every way of choosing at every budget, as a table: what the figure shows, in words."""
-    members = q.entries(summary.get("members"))
-    given = [name for entry in members if (name := budget_name(entry)) != q.ABSENT]
-    found = {"nested": {budget_name(entry): q.number(entry.get("kl")) for entry in members}}
-    for key, points in q.mapping(summary.get("baselines")).items():
-        found[str(key)] = {budget_name(entry): q.number(entry.get("kl")) for entry in q.entries(points)}
-    rows = [Row(name=key, remark=BASELINES.get(key, _OTHER)[0], values=values, look="child" if key == "nested" else "member")
-            for key, values in found.items() if any(value is not None for value in values.values())]  # fmt: skip
-    columns = [
-        Column(group="KL to the parent", name=budget, read=path(budget), share=True) for budget in dict.fromkeys(given)
-    ]
-    if len(rows) < 2:
-        return ""
+    """The KL of every way of choosing at every budget, as tables: what the figure shows, in words.
+
+    Trained is compared with trained, and untrained with untrained.
+    """
+    parts = _numbers(summary, "kl", trained=True) + _numbers(summary, "kl_untrained", trained=False)
     said = '<p class="caption">Percentages are of the nested member’s KL: above 100 % is worse.</p>'
-    return tables.grid(rows, columns, found["nested"], "KL by method") + said
+    return parts + said if parts else ""
+
+
+def _numbers(summary: Mapping[str, Any], key: str, *, trained: bool) -> str:
+    nested = {budget_name(entry): q.number(entry.get(key)) for entry in q.entries(summary.get("members"))}
+    rows = [Row(name="nested", values=nested, look="child")]
+    for name, points in q.mapping(summary.get("baselines")).items():
+        own = [point for point in q.entries(points) if (point.get("trained") is not False) is trained]
+        values = {budget_name(point): q.number(point.get("kl")) for point in own}
+        if any(value is not None for value in values.values()):
+            rows.append(Row(name=str(name), remark=BASELINES.get(str(name), _OTHER)[0], values=values, look="member"))
+    group = "KL to the parent, trained" if trained else "KL to the parent, cut untrained"
+    given = [name for name in nested if name != q.ABSENT]
+    columns = [Column(group=group, name=budget, read=path(budget), share=True) for budget in given]
+    return tables.grid(rows, columns, nested, group) if len(rows) > 1 else ""
 
 
 def storage(summary: Mapping[str, Any]) -> str:

@@ -51,7 +51,7 @@ def _sections(summary: Mapping[str, Any]) -> list[str]:
         ),
         frame.section("Quality against budget", quality, ""),
         frame.section("What each budget keeps", _kept(given, parent), ""),
-        frame.section("What matters in the parent", rankings.importance(ranking, given), _IMPORTANCE),
+        frame.section("What matters in the parent", rankings.importance(ranking, parent, given), _IMPORTANCE),
         frame.section("Which layers go first", rankings.removals(ranking, parent, given), _REMOVALS),
         frame.section("On disk", budgets.storage(summary), ""),
         frame.section(

@@ -87,7 +87,7 @@ def _band(
     logs = [[None if v is None else max(floor, math.log10(v)) if v > 0 else floor for v in row] for row in values]
     said = [[f"{canvas.safe(name)}: {q.significant(v)}" for v in row] for name, row in zip(names, values, strict=True)]
     picks = [(i, variant_name(block.get(part))) for i, block in enumerate(chosen[: len(table)])]
-    dots = [(i, names.index(name)) for i, name in picks if name in names]
+    dots = [(i, names.index(name)) for i, name in picks if name in names and table[i][part]]
     size = 8 if len(table) <= 24 else 5 if len(table) <= 48 else 3.5
     cells = {
         "type": "heatmap",

@@ -35,10 +35,7 @@ class _Scale:
 def panel(facts: Any, parent: members.Parent, wholes: Any) -> str:
     """The panel as HTML; empty if no size says how much memory it needs. `wholes` is the parent's costs."""
     facts = q.mapping(facts)
-    sizes = sorted(
-        ((need, entry) for entry in q.entries(facts.get("members")) if (need := tables.memory(entry) or 0) > 0),
-        key=lambda pair: pair[0],
-    )
+    sizes = _sizes(facts.get("members"))
     if not sizes:
         return ""
     moe = q.mapping(facts.get("moe"))
@@ -59,6 +56,16 @@ def panel(facts: Any, parent: members.Parent, wholes: Any) -> str:
         f'<p class="said" role="status">{escape(said)}</p>'
         f'<div class="cards"><div>{none}{"".join(shown)}</div>{_rival(moe, rival, scale)}</div></div>'
     )
+
+
+def _sizes(given: Any) -> list[tuple[float, Mapping[str, Any]]]:
+    """(bytes, size) from small to large; of two that need the same memory the one whose quality was measured."""
+    found: dict[float, Mapping[str, Any]] = {}
+    for entry in q.entries(given):
+        need = tables.memory(entry) or 0
+        if need > 0 and (need not in found or q.dig(found[need], "kl") is None):
+            found[need] = entry
+    return sorted(found.items(), key=lambda pair: pair[0])
 
 
 def _control(sizes: list[tuple[float, Mapping[str, Any]]], rival: float, scale: _Scale, top: float) -> str:
@@ -150,8 +157,8 @@ def _rival(moe: Mapping[str, Any], need: float, scale: _Scale) -> str:
     name = escape(str(moe.get("name") or "A mixture of experts"))
     return (
         f'<article class="rival" data-need="{need:.0f}"><h3>{name[:1].upper()}{name[1:]}</h3>{_gauge(moe, need, scale)}{verdicts}'
-        f"{_facts(facts)}<p class='caption'>Of the same total size. Which experts a token needs is known only when it comes, so "
-        "all of them must be loaded.</p></article>"
+        f"{_facts(facts)}<p class='caption'>Which experts a token needs is known only when it comes, so all of them "
+        "must be loaded.</p></article>"
     )
 
 

@@ -1,5 +1,6 @@
 """What the parent can spare: the sorted importance of every width axis, and the order in which layers go by each method."""
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -30,9 +31,12 @@ _MOST_ROWS = 64
 """More removals than this are in summary.json only."""
 
 
-def importance(ranking: Any, given: Any) -> str:
-    """Sorted importance of every axis, one line for each layer, with the widths that the budgets keep."""
-    panels = [_axis(axis, q.mapping(ranking).get(axis), q.entries(given)) for axis in _AXES]
+def importance(ranking: Any, parent: members.Parent, given: Any) -> str:
+    """Sorted importance of every axis, one line for each layer, with the widths that the budgets keep.
+
+    A summary may have thinned a ranking, or have it for several groups; lines are stretched to the parent's width.
+    """
+    panels = [_axis(axis, q.mapping(ranking).get(axis), parent, q.entries(given)) for axis in _AXES]
     return f'<div class="panels narrow">{"".join(panels)}</div>' if any(panels) else ""
 
 
@@ -45,7 +49,7 @@ def removals(ranking: Any, parent: members.Parent, given: Any) -> str:
     return f'<div class="panels split">{_bumps(orders, parent, q.entries(given))}{_errors(orders)}</div>'
 
 
-def _axis(axis: str, scores: Any, given: list[Mapping[str, Any]]) -> str:
+def _axis(axis: str, scores: Any, parent: members.Parent, given: list[Mapping[str, Any]]) -> str:
     lines = {str(layer): known for layer, values in q.mapping(scores).items() if (known := _sorted(values))}
     lines |= {"": known} if (known := _sorted(scores)) else {}
     if not lines:
@@ -53,8 +57,9 @@ def _axis(axis: str, scores: Any, given: list[Mapping[str, Any]]) -> str:
     noun, widths = _AXES[axis]
     values = [value for line in lines.values() for value in line]
     wide = min(values) > 0 and max(values) / min(values) > 20
-    data = [_line(axis, layer, line, alone=len(lines) == 1) for layer, line in lines.items()]
-    most = max(map(len, lines.values()))
+    known = [parent.widths[name] for name in widths if name in parent.widths]
+    most = math.prod(known) if len(known) == len(widths) else max(map(len, lines.values()))
+    data = [_line(axis, layer, line, most, alone=len(lines) == 1) for layer, line in lines.items()]
     shapes, labels = _marks(given, widths, most)
     layout = {
         "showlegend": False,
@@ -73,13 +78,14 @@ def _sorted(values: Any) -> list[float]:
     return sorted((value for entry in q.sequence(values) if (value := q.number(entry)) is not None), reverse=True)
 
 
-def _line(axis: str, layer: str, line: list[float], *, alone: bool) -> dict[str, Any]:
+def _line(axis: str, layer: str, line: list[float], most: float, *, alone: bool) -> dict[str, Any]:
     ranks = _thinned(len(line))
+    stretch = (most - 1) / (len(line) - 1) if len(line) > 1 else 1
     where = f"layer {canvas.safe(layer)}, " if layer else ""
     return {
         "type": "scatter",
         "mode": "lines",
-        "x": [rank + 1 for rank in ranks],
+        "x": [round(1 + rank * stretch, 2) for rank in ranks],
         "y": [line[rank] for rank in ranks],
         "line": {"color": _HUES.get(axis, "var(--mamba)"), "width": 1.8 if alone else 1.2},
         "opacity": 1 if alone else 0.6,
@@ -95,7 +101,7 @@ def _thinned(count: int) -> list[int]:
 
 
 def _marks(
-    given: list[Mapping[str, Any]], axes: Sequence[str], most: int
+    given: list[Mapping[str, Any]], axes: Sequence[str], most: float
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Lines and labels at the widths that the budgets keep; a budget that keeps everything has none."""
     at: dict[float, list[str]] = {}
