@@ -85,6 +85,9 @@ def test_untrained_baselines_are_compared_with_untrained_cuts() -> None:
     assert nested == ["nested", "0", "4.00"]
     assert greedy == ["greedy by importance, one step at a time", "–", "6.00 150 %"]
     assert "KL to the parent, cut untrained" in budgets.numbers(summary)
+    assert "one step at a time (hollow: untrained)" in budgets.quality(summary) and "hollow" not in budgets.quality(
+        SUMMARY
+    )
     kl, loss = specs(budgets.quality(summary))
     assert kl["data"][1]["marker"]["symbol"] == ["square-open"] and loss["data"][1]["x"] == []
 
