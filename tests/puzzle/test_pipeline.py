@@ -118,6 +118,7 @@ def test_a_hybrid_is_refitted_and_loads_by_itself(tmp_path: Path) -> None:
     assert told["budget"]["met"] and told["child"]["kl"] < told["child"]["kl_before_heal"]
     mamba = [block.attention for block in arch.blocks if isinstance(block.attention, Mamba)]
     assert [m.heads for m in mamba] != [4, 4], "the cache is mostly Mamba's state"
+    assert told["scores"]["layers"][1]["attention"] == told["scores"]["layers"][0]["ffn"] == {}
     assert f"{len(arch.blocks)} layers:" in (run / "report.html").read_text()
     model: Any = AutoModelForCausalLM.from_pretrained(run / "child", trust_remote_code=True).eval()
     assert type(model).__module__.startswith("transformers_modules")

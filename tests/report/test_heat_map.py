@@ -44,8 +44,8 @@ def test_dots_mark_what_the_child_uses() -> None:
     assert [(d["x"], d["y"]) for d in dots] == [([0, 1], [1, 2]), ([0, 1], [0, 2])]
     without = [trace for trace in spec(heat_map(SCORES, None, None))["data"] if trace["type"] == "scatter"]
     assert [d["x"] for d in without] == [[], []]
-    hybrid = {"layers": [SCORES["layers"][0] | {"attention": {}}, SCORES["layers"][1] | {"ffn": {}}]}
-    halves = {"blocks": [{"attention": "noop", "ffn": {"width": 256}}, {"attention": "noop", "ffn": "noop"}]}
+    hybrid = {"layers": [SCORES["layers"][1] | {"attention": {}}, SCORES["layers"][0] | {"ffn": {}}]}
+    halves = {"blocks": [{"attention": "noop", "ffn": "linear"}, {"attention": "noop", "ffn": "noop"}]}
     dots = [trace for trace in spec(heat_map(hybrid, None, halves))["data"] if trace["type"] == "scatter"]
     assert [d["x"] for d in dots] == [[1], [0]], "what the parent lacks was not chosen"
 

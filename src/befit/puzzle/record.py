@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 
-from befit.arch.decoder import DecoderArch
+from befit.arch.decoder import DecoderArch, NoOp
 from befit.budget import Budget, human, word_of
 from befit.lm.rank import Ranking
 from befit.puzzle.choose import TIMED, Chosen, front
@@ -130,14 +130,14 @@ def _budget(job: Job, budget: Budget, child: Mapping[str, float]) -> dict[str, A
 
 
 def _score_rows(job: Job, scores: Scores) -> list[dict[str, Any]]:
-    """For each layer, the score of every variant alone, by variant name."""
+    """For each layer, the score of every variant alone, by variant name; none for a sub-block that the parent lacks."""
     rows = []
     for layer, own in enumerate(job.space.shape.arch.blocks):
         attention = {v.name: type(own)(attention=v, ffn=own.ffn) for v in job.space.attention_variants(layer)}
         ffn = {v.name: type(own)(attention=own.attention, ffn=v) for v in job.space.ffn_variants(layer)}
         told = {
-            kind: {name: scores.block(layer, block, own) for name, block in found.items()}
-            for kind, found in (("attention", attention), ("ffn", ffn))
+            kind: {} if half == NoOp() else {name: scores.block(layer, block, own) for name, block in found.items()}
+            for kind, half, found in (("attention", own.attention, attention), ("ffn", own.ffn, ffn))
         }
         rows.append(told | {"interaction": scores.interaction[layer]})
     return rows
