@@ -1,6 +1,8 @@
 """The command line: verbs, and the only place where a string becomes an object.
 
     befit puzzle    fit a trained language model to a budget
+    befit elastic   train one nested model from which any size is cut
+    befit cut       cut a size out of a nested model, in seconds and without training
     befit resume    go on with a run that was stopped
     befit report    draw a run's report anew
     befit solve     choose options under bounds, from a plain table or a run directory
@@ -16,7 +18,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -31,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
     verbs: dict[str, Verb] = {
         "puzzle": puzzle_verb,
+        "elastic": elastic_verb,
+        "cut": cut_verb,
         "resume": resume_verb,
         "report": report_verb,
         "solve": solve_verb,
@@ -80,6 +84,51 @@ def puzzle_verb(arguments: Sequence[str]) -> None:
         _run(asked.config)
 
 
+def elastic_verb(arguments: Sequence[str]) -> None:
+    """Train one nested model from which any size is cut with no further training."""
+    from befit.elastic.config import ElasticConfig
+
+    config = tyro.cli(ElasticConfig, args=arguments, prog="befit elastic")
+    _quiet()
+    _run_elastic(config)
+
+
+def cut_verb(arguments: Sequence[str]) -> None:
+    """Cut a member out of a nested model: seconds, no training."""
+
+    def cut(
+        run: tyro.conf.Positional[Path],
+        /,
+        out: Path,
+        budget: str | None = None,
+        fit: bool = False,
+        workload: str | None = None,
+        layout: Literal["padded", "own-code"] = "padded",
+        dtype: Literal["fp32", "bf16", "fp16"] | None = None,
+    ) -> None:
+        """Cut the largest member that keeps the bounds out of a nested model: seconds, no training.
+
+        Args:
+            run: A run of `befit elastic`, or a nested checkpoint.
+            out: Folder for the checkpoint.
+            budget: Bounds, absolute or relative to the parent, such as "memory=8GiB, params=50%"; "75%" is of the trained cost.
+            fit: Take the largest member that fits in the memory that is free here, the GPU's if there is one.
+            workload: Such as "batch=1,prompt=8192", at which memory counts; that of the training if not given.
+            layout: Where FFN widths differ by layer: padded with zeros, or as they are with befit's modelling file.
+            dtype: Format of the weights; that of the nested checkpoint if not given.
+        """
+        from befit.cost.workload import Workload
+        from befit.elastic.cut import cut as cut_member
+        from befit.elastic.cut import workload_of
+
+        _quiet()
+        at = None if workload is None else Workload.parse(workload, base=workload_of(run))
+        found = cut_member(run, out, budget=budget, fit=fit, workload=at, layout=layout, dtype=dtype)
+        print("\n".join(found.lines()))
+
+    tyro.cli(cut, args=arguments, prog="befit cut")
+
+
 def resume_verb(arguments: Sequence[str]) -> None:
     """Go on with a run that was stopped: finished stages are read, the rest is done."""
 
@@ -89,12 +138,18 @@ def resume_verb(arguments: Sequence[str]) -> None:
         Args:
             run: The run directory.
         """
-        from befit.puzzle.config import PuzzleConfig
         from befit.rundir import read_config
 
-        config = PuzzleConfig.from_json(read_config(run))
+        told = read_config(run)
         _quiet()
-        _run(replace(config, out=run))
+        if told.get("verb") == "elastic":
+            from befit.elastic.config import ElasticConfig
+
+            _run_elastic(replace(ElasticConfig.from_json(told), out=run))
+        else:
+            from befit.puzzle.config import PuzzleConfig
+
+            _run(replace(PuzzleConfig.from_json(told), out=run))
 
     tyro.cli(resume, args=arguments, prog="befit resume")
 
@@ -189,6 +244,19 @@ def _run(config: Any) -> None:
     for line in budget_lines(summary):
         print(line)
     print(f"child   {config.out / 'child'}\nreport  {config.out / 'report.html'}")
+
+
+def _run_elastic(config: Any) -> None:
+    """Run the pipeline with progress bars and print what every budget became."""
+    from befit.elastic.pipeline import elastic
+    from befit.elastic.summary import table_rows
+    from befit.progress import Bars
+
+    with Bars() as progress:
+        summary = elastic(config, progress=progress)
+    _show_rows(table_rows(summary), summary["title"])
+    print(f"nested  {config.out / 'nested'}\nreport  {config.out / 'report.html'}")
+    print(f'cut     befit cut {config.out} --budget "60%" --out FOLDER')
 
 
 def _absolute(run: Path, budget: str) -> str:

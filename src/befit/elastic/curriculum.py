@@ -6,11 +6,14 @@ smallest and something between, with in-place distillation, is from universally 
 """
 
 import math
+import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
+
+from befit.errors import BadData
 
 LARGER_FIRST = (0.5, 0.3, 0.2)
 """Nemotron Elastic's second stage: how often the budgets are taken, largest first."""
@@ -52,6 +55,29 @@ class Stage:
         if not sum(found):
             raise ValueError(f"stage: weights {self.weights} take none of {count} budgets; give {count} weights")
         return tuple(weight / sum(found) for weight in found)
+
+
+_STAGE = re.compile(r"([\d.]+)([kKMBG]?)@(\d+)x(\d+)(?::([\d./]+))?")
+
+
+def parse_stages(text: str) -> tuple[Stage, ...]:
+    """Read `700k@128x16, 300k@256x8:0.5/0.3/0.2`: tokens @ sequence x batch, then how often each budget, largest first.
+
+    Raises `BadData` for anything else.
+    """
+    found = list[Stage]()
+    for part in text.split(","):
+        match = _STAGE.fullmatch(part.strip())
+        if match is None:
+            raise BadData(
+                f"stages: cannot read {part.strip()!r}; expected TOKENS@SEQUENCExBATCH, then :WEIGHT/WEIGHT if budgets are not "
+                "to be taken equally often, such as 700k@128x16, 300k@256x8:0.5/0.3/0.2"
+            )
+        number, unit, sequence, batch, weights = match.groups()
+        tokens = float(number) * {"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9}[unit]
+        own = tuple(float(weight) for weight in weights.split("/")) if weights else ()
+        found.append(Stage(tokens=int(tokens), sequence=int(sequence), batch=int(batch), weights=own))
+    return tuple(found)
 
 
 STAGES = (

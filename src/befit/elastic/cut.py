@@ -221,6 +221,11 @@ class _Writer:
         return old.removesuffix(source.removeprefix("model.")) + name.removeprefix("model.")
 
 
+def workload_of(source: Path) -> Workload:
+    """The workload that a nested model was trained for. Raises `RunConflict` as `cut` does."""
+    return read_folder(_nested_folder(source))[1].workload
+
+
 def _nested_folder(source: Path) -> Path:
     for folder in (source, source / "nested"):
         if (folder / NAME).is_file():
