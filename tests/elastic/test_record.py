@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def test_what_is_no_number_is_refused_when_it_is_looked_at() -> None:
 class Writer:
     """TensorBoard's writer, as far as it is used."""
 
-    made: list["Writer"] = []
+    made: ClassVar[list["Writer"]] = []
 
     def __init__(self, folder: str, purge_step: int) -> None:
         self.folder, self.purge_step, self.closed = folder, purge_step, False

@@ -159,8 +159,7 @@ class _Training:
         self.router = Learner(routing, Adam(routing.values(), lr=config.router_lr))
         self.record = Record()
         self.checkpoint, self.folder = Checkpoint(folder / "checkpoint"), folder
-        wanted = config.compile and self.device.type == "cuda"
-        self.states = torch.compile(hidden_states, dynamic=False) if wanted else hidden_states
+        self.states = _compiled() if config.compile and self.device.type == "cuda" else hidden_states
 
     def run(self, progress: Progress) -> None:
         """Train from the last checkpoint to the end and write what remains of it."""
@@ -248,7 +247,7 @@ class _Training:
         """The parent's, which all members learn from."""
         net = self.nested.net
         with torch.no_grad():
-            return hidden_states(net, self.teacher, tokens), head(net, self.teacher)
+            return self.states(net, self.teacher, tokens), head(net, self.teacher)
 
     def _predict(self, share: float, member: Member, tokens: Tensor, *, settled: bool) -> Predictor:
         weights = self.nested.weights
@@ -338,6 +337,17 @@ class _Training:
         if self.record.routed:
             self.router.restore(_under("router ", state), len(self.record.routed))
         return step
+
+
+def _compiled() -> Callable[..., Tensor]:
+    """`hidden_states`, compiled anew for every member and length of context."""
+    compiled = torch.compile(hidden_states, dynamic=False)
+
+    def states(*args: Any, **options: Any) -> Tensor:
+        with torch._dynamo.config.patch(recompile_limit=64):  # by default the ninth member would not be compiled
+            return compiled(*args, **options)
+
+    return states
 
 
 def draw_sandwich(weights: Sequence[float], between: int, draw: torch.Generator) -> list[int]:
