@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoConfig, LlamaConfig, Qwen2Config
 
 import tiny
-from befit.arch.decoder import Attention, Block, DecoderArch, Ffn, NoOp
+from befit.arch.decoder import Attention, Block, DecoderArch, Ffn, Mamba, MambaShape, NoOp
 from befit.errors import UnsupportedModel
 from befit.lm.child import config_for
 from befit.lm.families import family_of
@@ -54,6 +54,21 @@ def test_flags_of_the_families() -> None:
     assert describe(tiny.config("llama", head_dim=None)).head_dim == 8
 
 
+def test_a_hybrid_is_told_layer_by_layer() -> None:
+    plain = tiny.config(tiny.HYBRID, 5, use_bias=True, tie_word_embeddings=True, sliding_window=6)
+    shape = describe(plain)
+    mamba, ffn, attention = (Block(attention=Mamba(heads=4), ffn=NoOp()), Block(attention=NoOp(), ffn=Ffn(width=48)),
+                             Block(attention=Attention(kv_heads=2), ffn=NoOp()))  # fmt: skip
+    assert shape.arch.blocks == (mamba, ffn, attention, ffn, mamba)
+    assert shape.mamba == MambaShape(head_dim=8, groups=2, state=8, kernel=4, conv_bias=True, bias=True)
+    assert not shape.gated and not shape.tied, "its class neither ties nor windows, whatever the configuration says"
+
+
+def test_experts_are_refused_by_their_layer() -> None:
+    with pytest.raises(UnsupportedModel, match=r"layer 1 of the parent is 'moe'; of nemotron_h befit knows"):
+        describe(tiny.config(tiny.HYBRID, layers_block_type=["full_attention", "moe"]))
+
+
 def windows(config: Any) -> list[int | None]:
     return [block.attention.window for block in describe(config).arch.blocks]
 
@@ -75,7 +90,7 @@ def test_other_families_are_named(name: str) -> None:
     with pytest.raises(UnsupportedModel) as refused:
         family_of(config)
     assert f"family '{name}' (SomeForCausalLM)" in str(refused.value)
-    assert "supported families: llama, mistral, qwen2, qwen3" in str(refused.value)
+    assert "supported families: llama, mistral, nemotron_h, qwen2, qwen3" in str(refused.value)
 
 
 def test_quantised_parent() -> None:

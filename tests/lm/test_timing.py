@@ -270,8 +270,9 @@ def test_a_key_names_all_that_a_table_depends_on() -> None:
 
 
 @pytest.mark.gpu
-def test_everything_is_captured_on_a_gpu() -> None:
+@pytest.mark.parametrize("family", ["mistral", HYBRID])
+def test_everything_is_captured_on_a_gpu(family: str) -> None:
     # A step that cannot be captured warns, and warnings are errors here.
-    space, gpu = space_of("mistral"), this_device("cuda")
-    table = measure_table(config("mistral", 3), space, WORK, gpu, "bf16", effort=QUICK)
+    space, gpu = space_of(family), this_device("cuda")
+    table = measure_table(config(family, 3), space, WORK, gpu, "bf16", effort=QUICK)
     assert table.device.kind == "cuda" and table.predict(space.shape.arch).decode_ms > 0
