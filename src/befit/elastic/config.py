@@ -48,6 +48,8 @@ class ElasticConfig:
     """Tokens to rank layers on, and to score single axes on."""
     held_out: int = 64
     """Held-out sequences, of the longest stage's length, to judge members on."""
+    start: Literal["uniform", "greedy", "additive"] = "greedy"
+    """The choice that the router sets out from: one ratio of all axes, or by what narrowing each axis alone loses."""
     stages: str | None = None
     """Stages of training, "TOKENS@SEQUENCExBATCH:WEIGHTS, …"; none takes "700k@128x16, 300k@256x8:0.5/0.3/0.2"."""
     train: ElasticTraining = field(default_factory=ElasticTraining)

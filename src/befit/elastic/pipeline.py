@@ -61,10 +61,11 @@ def elastic(config: ElasticConfig, *, progress: Progress = silent) -> dict[str, 
     job = Job.open(config, progress)
     ranks = rank_stage(job)
     parent = sort_weights(job.weights, job.net.shape, job.parent.family, ranks.axes)
-    nested = nested_of(job, ranks, parent)
-    scores = score_stage(job, nested)
+    blank = blank_of(job, ranks, parent)
+    scores = score_stage(job, blank)
+    nested = start_of(job, blank, scores)
     trained = train_stage(job, "train", nested, config.training)
-    rivals = rival_stage(job, nested_of(job, ranks, parent), nested)
+    rivals = rival_stage(job, blank, nested)
     round_weights(nested, job.dtype)
     write_stage(job, nested)
     results = evaluate_stage(job, parent, nested, rivals, scores)
@@ -87,7 +88,7 @@ def rank_stage(job: Job) -> Ranks:
     return Ranks(axes=AxisRanking.from_tensors(read_tensors(folder / "axes.safetensors")), depth=depth)
 
 
-def nested_of(job: Job, ranks: Ranks, parent: Mapping[str, Tensor]) -> Nested:
+def blank_of(job: Job, ranks: Ranks, parent: Mapping[str, Tensor]) -> Nested:
     """The nested model before training: the sorted parent, and a router that knows no better than uniform ratios."""
     config = job.config
     space = job.space(ranks.depth[config.depth].removal)
@@ -148,10 +149,23 @@ def score_stage(job: Job, nested: Nested) -> dict[str, list[float]]:
     return read_json(job.run.stage("score", digest("score", job.ranked_key, space.to_json()), make) / "scores.json")
 
 
+def start_of(job: Job, blank: Nested, scores: Mapping[str, list[float]]) -> Nested:
+    """The nested model that is trained: with a router that sets out from a baseline's choices."""
+    shares = [target.share for target in blank.targets]
+    choose = {"greedy": baselines.greedy, "additive": baselines.additive}.get(job.config.start)
+    start = (
+        {}
+        if choose is None
+        else {share: choose(blank.space, blank.cost, blank.limit(share), scores) for share in shares}
+    )
+    router = Router(blank.space, shares, price=blank.cost, start=start)
+    return replace(blank, router=router, weights=dict(blank.weights))
+
+
 def train_stage(job: Job, name: str, nested: Nested, config: ElasticTraining) -> Trained:
     """Train a nested model in place, or read what an earlier call trained."""
     told = [job.ranked_key, nested.space.to_json(), [asdict(t) for t in nested.targets], asdict(config)]
-    told += [asdict(job.workload), {str(share): m.to_json() for share, m in nested.chosen.items()}]
+    told += [job.config.start, asdict(job.workload), {str(share): m.to_json() for share, m in nested.chosen.items()}]
     key, teacher = digest(name, told, tensor_digest(*job.blocks.train)), dict(nested.weights)
     # Training changes what it is given; the copy is trained, then read back like that of an earlier call.
     fresh = replace(
@@ -240,15 +254,22 @@ def evaluate_stage(
 
 
 class _Judge:
-    """Loss and KL of members on the held-out text."""
+    """Loss and KL of members on the held-out text; what the parent says of it is computed once."""
 
     def __init__(self, job: Job, parent: Mapping[str, Tensor]) -> None:
-        self.job, self.parent = job, parent
+        self.job, self.rows = job, job.blocks.held_out
+        self.parent = self._predictor(parent, None)
+        self.heard: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, weights: Mapping[str, Tensor], member: Member) -> dict[str, float]:
-        own, other = self._predictor(weights, member), self._predictor(self.parent, None)
-        found = judge(own, self.job.blocks.held_out, other)
+        found = judge(self._predictor(weights, member), self.rows, self._said)
         return {"loss": found.loss, "kl": max(found.kl, 0.0)}
+
+    def _said(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        key = ids.data_ptr()  # batches are views of the same rows
+        if key not in self.heard:
+            self.heard[key] = self.parent(ids)
+        return self.heard[key]
 
     def _predictor(self, weights: Mapping[str, Tensor], member: Member | None) -> Predictor:
         net, device = self.job.net, self.job.device.kind

@@ -2,8 +2,8 @@
 
 Per axis a network of two layers maps the budget's share to logits over the axis' options. The share enters in a basis of hat
 functions on the trained shares, so that budgets never trained on lie between their neighbours. A prior is added: a bump
-around the options that one and the same ratio of all axes would take to meet the budget, so an untrained router is the
-uniform baseline and training only has to say where to depart from it.
+around the options that some baseline takes to meet the budget, so an untrained router is that baseline and training only has
+to say where to depart from it; if none is named, it is one and the same ratio of all axes.
 
 Training samples choices by Gumbel-Softmax; what the forward sees are hard choices, and gradients are those of the soft ones
 (straight-through), so that training and deployment run the same networks.
@@ -13,7 +13,7 @@ LLaMaFlex (ICLR 2025). The prior is ours. Gumbel-Softmax: Jang et al., arXiv 161
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from befit.arch.member import Member
 from befit.cost.workload import Workload
 from befit.elastic.budgets import Price, nearness, price_of, uniform_ratio
 from befit.elastic.space import FFN_OF_LAYER, NestedSpace
@@ -44,12 +45,20 @@ class Router(nn.Module):
     ratios: Tensor
 
     def __init__(
-        self, space: NestedSpace, shares: Sequence[float], *, width: int = 32, seed: int = 0, price: Price | None = None
+        self,
+        space: NestedSpace,
+        shares: Sequence[float],
+        *,
+        width: int = 32,
+        seed: int = 0,
+        price: Price | None = None,
+        start: Mapping[float, Member] | None = None,
     ) -> None:
         """`shares` are the budgets trained for, as shares of the parent's cost.
 
-        `price` is the cost that the shares are of and sets the prior; without it, parameters. What it gave is part of the
-        state, so that a router that is read from a file needs none. Raises `BadBudget` for shares outside 0 to 1 or equal.
+        `start` has the member around which the prior of a share lies. A share that it does not name starts from uniform
+        ratios of the cost `price`; without that, of parameters. The prior is part of the state, so that a router that is read
+        from a file needs neither. Raises `BadBudget` for shares outside 0 to 1 or equal.
         """
         super().__init__()
         if not shares or len(set(shares)) != len(shares) or not all(0 < share <= 1 for share in shares):
@@ -57,9 +66,8 @@ class Router(nn.Module):
         self.space, self.shares = space, tuple(sorted(float(share) for share in shares))
         self.width = width
         price = price or price_of(space.shape, "params", Workload())
-        full = price(space.whole)
-        ratios = [uniform_ratio(space, price, share * full) for share in self.shares]
-        self.register_buffer("ratios", torch.tensor(ratios, dtype=torch.float64))
+        rows = [_ratios(space, (start or {}).get(share), price, share) for share in self.shares]
+        self.register_buffer("ratios", torch.tensor(rows, dtype=torch.float64).view(len(rows), len(space.axes)))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.routers = nn.ModuleList(
@@ -83,9 +91,10 @@ class Router(nn.Module):
         return [1.0]
 
     def prior(self, share: float) -> dict[str, list[float]]:
-        """Logits of every axis before any training: a bump around the ratio of all axes that meets the budget."""
-        ratio = sum(weight * float(own) for weight, own in zip(self.hats(share), self.ratios, strict=True))
-        return {axis: nearness(options, ratio) for axis, options in self.space.axes.items()}
+        """Logits of every axis before any training: a bump around what the prior's member has of the parent's width."""
+        weights = torch.tensor(self.hats(share), dtype=torch.float64)
+        ratios = (weights @ self.ratios.cpu()).tolist()
+        return {a: nearness(own, ratio) for (a, own), ratio in zip(self.space.axes.items(), ratios, strict=True)}
 
     def scores(self, share: float) -> dict[str, Tensor]:
         """Axis -> logits (options,) for a budget of `share` of the parent's cost."""
@@ -126,6 +135,21 @@ class Router(nn.Module):
     def preference(self, share: float) -> dict[str, Tensor]:
         """Axis -> log-probabilities (options,) in float64 on the CPU, for `befit.elastic.budgets.fit`."""
         return {axis: F.log_softmax(logits.double().cpu(), dim=0) for axis, logits in self.scores(share).items()}
+
+
+def _ratios(space: NestedSpace, member: Member | None, price: Price, share: float) -> list[float]:
+    """What a member, or else one ratio of all axes, has of the whole on every axis."""
+    if member is None:
+        return [uniform_ratio(space, price, share * price(space.whole))] * len(space.axes)
+    found = []
+    for axis, options in space.axes.items():
+        if axis.startswith(FFN_OF_LAYER):
+            layer = int(axis.removeprefix(FFN_OF_LAYER))
+            width = member.ffn_of(layer) if layer in member.layers else options[-1]
+        else:
+            width = member.widest_ffn if axis == "ffn" else getattr(member, axis)
+        found.append(width / options[0])
+    return found
 
 
 def noise(seed: int, step: int) -> torch.Generator:
