@@ -1,4 +1,4 @@
-"""What is timed is a member's own prefill and decode step: the same logits as with transformers' own cache. No time is asserted."""
+"""What is timed is a member's own prefill and decode: the logits are those with transformers' own cache. No time is asserted."""
 
 from dataclasses import replace
 from functools import partial
