@@ -8,7 +8,7 @@ The truth is transformers' own class with smaller numbers in its configuration, 
 indices picked (`tests/members.py`).
 
 whole      the nested forward of the whole parent            = the parent's class
-sorted     the parent's class with sorted weights            = with its own
+sorted     the parent's class with sorted weights            = with its own; once more in fp64, by the nested forward
 member     the nested forward on views of the sorted weights = the class of the member
 decode     the same, a few tokens at a time, with a memory   = the class with its cache
 gates      zeros and ones over full width                    = the slice; once more in fp64, where rounding hides nothing
@@ -96,6 +96,7 @@ def case(draw: Random, *, reload: bool) -> Iterator[tuple[str, float]]:
     tied = {"lm_head.weight": weights[f"{family.embedding}.weight"]} if net.shape.tied else {}
     parent.model.load_state_dict(weights | tied, strict=True)
     yield "sorted", members.difference(parent.model(tokens, use_cache=False).logits, theirs)
+    yield "sorted_fp64", members.difference(logits(net, wide(weights), tokens), logits(net, wide(own), tokens))
 
     member = members.member_of(draw, net.shape)
     small, views = replace(net, shape=cut_shape(net.shape, member)), prefix(weights, net.shape, family, member)
