@@ -15,7 +15,7 @@ from torch import Tensor
 
 import members
 import tiny
-from befit.arch.member import cut_shape
+from befit.arch.member import Member, cut_shape
 from befit.elastic.curriculum import LARGER_FIRST, ElasticTraining, Stage
 from befit.elastic.nested import Nested
 from befit.elastic.record import Trained
@@ -127,6 +127,7 @@ def test_every_budget_loses_less_than_its_untrained_cut(kind: str, mode: Any, tm
     assert start[1.0] == 0 and end[1.0] < 0.5 * start[0.75]
     assert end[0.75] < 0.7 * start[0.75] and end[0.5] < 0.7 * start[0.5]
     assert equal(teacher, before)
+    assert own.gains is not None and not (own.gains.values == 1).flatten(1).all(1).any()
     assert all(own.weights[name] is not teacher[name] for name in teacher)
     assert (result.steps, result.tokens) == (24, 16 * 32 + 8 * 24)
     # What was trained last is what will be cut, and it is on budget.
@@ -223,6 +224,25 @@ def test_the_router_hears_of_quality(tmp_path: Path) -> None:
     config = replace(config, checkpoint_seconds=60)
     train(own, dict(own.weights), TEXT[:1], replace(config, router_lr=0.3, budget_weight=0, lr=1e-9), tmp_path)
     assert own.cost(own.space.member(own.router.choose(0.5))) > 1.3 * before
+
+
+def test_neighbours_are_trained_until_the_router_settles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, trained = nested(shares=(0.75, 0.5)), list[Member]()
+
+    def spy(net: Any, weights: Any, member: Member, *args: Any, **options: Any) -> Predictor:
+        trained.append(member)
+        return predict(net, weights, member, *args, **options)
+
+    monkeypatch.setattr("befit.elastic.train.predict", spy)
+    config = replace(CONFIG, stages=(Stage(tokens=8 * 32, sequence=8, batch=4),), settle=0.5, weight_decay=0.1)
+    result = train(own, dict(own.weights), TEXT[:1], config, tmp_path)
+    exploring, settled = trained[:8], trained[8:]
+    assert len(settled) == 8 and {loss.step for loss in result.losses[8:]} == {4, 5, 6, 7}
+    assert set(settled) == {own.member(0.75), own.member(0.5)}
+    assert len(set(exploring)) > 3
+    for member, loss in zip(exploring, result.losses, strict=False):
+        limit = own.limit(loss.share)
+        assert 0.99 * limit <= own.cost(member) <= limit
 
 
 def test_written_members_stay_and_leave_the_router_alone(tmp_path: Path) -> None:
