@@ -75,7 +75,7 @@ class MemberLatency:
     rates: Mapping[str, float]
     """Milliseconds for one unit of each of the `terms`, at least 0."""
     held_out: tuple[Checked, ...] = ()
-    """Members that the prices were tested on."""
+    """Members that the prices were tested on; none in a space so small that all its members were fitted to."""
     _known: dict[Member, float] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -169,9 +169,9 @@ def prices_from(
 ) -> MemberLatency:
     """The prices that follow from what a few members take; `timer` is asked once, for all of them together."""
     draw = random.Random(seed)
-    fitted, tested = spread(space, FITTED, draw), drawn(space, HELD_OUT, draw)
-    members = list(dict.fromkeys([*fitted, *tested]))
-    times = dict(zip(members, timer(members), strict=True))
+    fitted = spread(space, FITTED, draw)
+    tested = [member for member in drawn(space, HELD_OUT, draw) if member not in fitted]
+    times = dict(zip([*fitted, *tested], timer([*fitted, *tested]), strict=True))
     rates = fit_rates(space.shape.arch, {member: times[member] for member in fitted})
     price = MemberLatency(device=device, workload=workload, arch=space.shape.arch, rates=rates)
     checked = [Checked(member=one, predicted_ms=price(one), measured_ms=times[one]) for one in tested]
