@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+import befit
+
 SOURCE = Path(__file__).parents[1] / "src" / "befit"
 TESTS = Path(__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
@@ -72,7 +74,6 @@ TESTED_IN = {
     "lm/llama.py": "lm/test_families.py",
     "lm/mistral.py": "lm/test_families.py",
     "lm/modeling_befit_hybrid.py": "lm/test_modeling_befit.py",
-    "lm/nemotron_h.py": "lm/test_families.py",
     "lm/nemotron_h.py": "lm/test_families.py",
     "lm/qwen2.py": "lm/test_families.py",
     "lm/shapes.py": "lm/test_pretrain.py",
@@ -212,11 +213,19 @@ def test_each_import_offence_is_caught() -> None:
 
 
 def test_the_order_is_the_documented_one() -> None:
-    documented = "cli → puzzle → export|report → lm → cost → arch → budget → errors"
+    documented = "cli → puzzle|elastic → export|report → lm → cost → arch → budget → errors"
     assert documented in (TESTS.parent / "docs" / "index.md").read_text()
     steps = [re.split(r"\|", step) for step in documented.split(" → ")]
     for upper, lower in pairwise(steps):
         assert min(RANK[name] for name in upper) > max(RANK[name] for name in lower)
+
+
+def test_public_names_are_found_where_they_are_said_to_be() -> None:
+    assert befit.__all__ == sorted(befit.__all__, key=lambda name: (name.islower(), name))
+    for name in befit.__all__:
+        assert getattr(befit, name).__name__ == name
+    with pytest.raises(AttributeError, match=r"public names: .*ElasticConfig"):
+        getattr(befit, "Elastic")  # noqa: B009 - the name is wrong on purpose, and known to be to a type checker
 
 
 def test_values_prices_and_the_solver_need_no_torch() -> None:
