@@ -196,11 +196,11 @@ class _Training:
 
     def _step(self, step: int) -> None:
         """One step of the weights and, when it is its turn, one of the router."""
-        config, (number, inside) = self.config, self.config.place(step)
-        stage, draw = config.stages[number], noise(config.seed, step)
-        rows = batch_rows(inside, stage.batch, len(self.blocks[number]), config.seed)
+        config, (current, inside) = self.config, self.config.place(step)
+        stage, draw = config.stages[current], noise(config.seed, step)
+        rows = batch_rows(inside, stage.batch, len(self.blocks[current]), config.seed)
         size = stage.batch // config.micro_batches
-        parts = [self._tokens(number, rows[i : i + size]) for i in range(0, stage.batch, size)]
+        parts = [self._tokens(current, rows[i : i + size]) for i in range(0, stage.batch, size)]
         weights = stage.for_budgets(len(self.shares))
         if config.mode == "sampled":
             offset = torch.rand((), generator=draw).item()
@@ -208,26 +208,26 @@ class _Training:
         else:
             drawn = [draw_sandwich(weights, config.between, draw)] * len(parts)
         found = list[tuple[float, Tensor]]()
-        for tokens, places in zip(parts, drawn, strict=True):
-            found += self._distil(step, tokens, [self.shares[place] for place in places], draw)
+        first = self._answer(parts[0])
+        for number, (tokens, places) in enumerate(zip(parts, drawn, strict=True)):
+            target = self._answer(tokens) if number else first
+            found += self._distil(step, tokens, target, [self.shares[place] for place in places], draw)
         rate = learning_rate(step, config.steps, peak=config.lr, warmup=config.warmup)
         self.weights.step(lr=rate, clip=config.clip, average=self._average)
         kl: Any = self.accelerator.reduce(torch.stack([kl for _, kl in found]), "mean")
         self.record.add(step, [share for share, _ in found], kl)
         if self._routes(step):
-            self._route(step, parts[0], draw)
+            self._route(step, parts[0], first, draw)
 
     def _distil(
-        self, step: int, tokens: Tensor, shares: Sequence[float], draw: torch.Generator
+        self, step: int, tokens: Tensor, target: Predictor, shares: Sequence[float], draw: torch.Generator
     ) -> list[tuple[float, Tensor]]:
         """Gather the gradient of some budgets on one micro-batch; their KL.
 
-        The first learns from the parent, the others from the first.
+        The first learns from `target`, the parent's, the others from the first.
         """
         config, found = self.config, list[tuple[float, Tensor]]()
         parts = config.micro_batches * len(shares)
-        with self._mixed():
-            target = self._answer(tokens)
         for share in shares:
             member = self._member(step, share, draw)
             with self._mixed():
@@ -246,7 +246,7 @@ class _Training:
     def _answer(self, tokens: Tensor) -> Predictor:
         """The parent's, which all members learn from."""
         net = self.nested.net
-        with torch.no_grad():
+        with torch.no_grad(), self._mixed():
             return self.states(net, self.teacher, tokens), head(net, self.teacher)
 
     def _predict(self, share: float, member: Member, tokens: Tensor, *, settled: bool) -> Predictor:
@@ -269,7 +269,7 @@ class _Training:
         every = self.config.router_every
         return bool(self.routed) and every > 0 and step % every == every - 1 and step < self.config.settled_at
 
-    def _route(self, step: int, tokens: Tensor, draw: torch.Generator) -> None:
+    def _route(self, step: int, tokens: Tensor, target: Predictor, draw: torch.Generator) -> None:
         """One step of the router, for one of its budgets; see the module."""
         nested, config = self.nested, self.config
         share = self.routed[int(torch.randint(len(self.routed), (), generator=draw))]
@@ -281,7 +281,7 @@ class _Training:
         with self._mixed():
             open_ = _moved(gates(nested.space, sample), self.device)
             hidden = hidden_states(nested.net, weights, tokens, gates=open_, recompute=config.recompute)
-            kl = head_kl(self._answer(tokens), (hidden, head(nested.net, weights)), temperature=config.temperature)
+            kl = head_kl(target, (hidden, head(nested.net, weights)), temperature=config.temperature)
         (kl.cpu() + config.budget_weight * (cost - 1).abs()).backward()
         self.router.step(lr=config.router_lr, average=self._average)
         whole: Any = self.accelerator.reduce(kl.detach(), "mean")
