@@ -66,6 +66,9 @@ VAGUE_NAMES = {"util", "utils", "misc", "common", "helper", "helpers", "manager"
 TESTED_IN = {
     "__main__.py": "test_cli.py",
     "cost/workload.py": "test_budget.py",
+    "elastic/config.py": "elastic/test_pipeline.py",
+    "elastic/job.py": "elastic/test_pipeline.py",
+    "elastic/summary.py": "elastic/test_pipeline.py",
     "puzzle/baselines.py": "puzzle/test_choose.py",
     "puzzle/job.py": "puzzle/test_pipeline.py",
     "puzzle/library.py": "puzzle/test_local.py",

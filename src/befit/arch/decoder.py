@@ -114,7 +114,11 @@ class DecoderArch:
             raise IllegalArch("an architecture needs at least one layer, got none")
 
     def to_json(self) -> dict[str, Any]:
-        """`{"blocks": [{"attention": {"kv_heads": 4, "window": null} | {"mamba_heads": 8} | "linear" | …, "ffn": {"width": 512} | …}]}`"""
+        """`{"blocks": [{"attention": …, "ffn": …}]}`, first layer first.
+
+        A mixer is `{"kv_heads": 4, "window": null}`, `{"mamba_heads": 8}`, "linear" or "noop", an FFN `{"width": 512}`,
+        "linear" or "noop".
+        """
         return {"blocks": [{"attention": _to_json(b.attention), "ffn": _to_json(b.ffn)} for b in self.blocks]}
 
     @staticmethod

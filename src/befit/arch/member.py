@@ -13,7 +13,7 @@ Source: Nemotron Elastic (arXiv 2511.16664, section 3); the axes of KV groups an
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 from befit.arch.decoder import Attention, Block, DecoderArch, DecoderShape, Ffn, Mamba
 from befit.errors import IllegalArch
@@ -59,8 +59,8 @@ class Member:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values under the names of the fields."""
-        told = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in told.items()}
+        told: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        return told | {"ffn": self.ffn if isinstance(self.ffn, int) else list(self.ffn), "layers": list(self.layers)}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> "Member":
@@ -68,7 +68,9 @@ class Member:
         names = [field.name for field in fields(Member)]
         if set(data) != set(names):
             raise IllegalArch(f"member: got the keys {sorted(data)}; expected exactly {names}")
-        return Member(**{name: tuple(v) if isinstance(v, list) else v for name, v in data.items()})
+        given, ffn = dict(data), data["ffn"]
+        given |= {"ffn": ffn if isinstance(ffn, int) else tuple(ffn), "layers": tuple(data["layers"])}
+        return Member(**given)
 
 
 def whole(shape: DecoderShape) -> Member:
@@ -95,7 +97,7 @@ def whole(shape: DecoderShape) -> Member:
 def cut_shape(shape: DecoderShape, member: Member) -> DecoderShape:
     """The network that a member of `shape` is. Raises `IllegalArch`, saying which rule, if it is no legal member."""
     check(shape, member)
-    blocks = []
+    blocks = list[Block]()
     for layer in member.layers:
         own = shape.arch.blocks[layer]
         mixer, ffn = own.attention, own.ffn
@@ -117,8 +119,9 @@ def check(shape: DecoderShape, member: Member) -> None:
     """Raise `IllegalArch`, saying what was given and what is allowed, unless `member` is a legal member of `shape`."""
     largest = whole(shape)
     for axis in WIDTHS:
-        most, widest = getattr(largest, axis), getattr(member, axis)
-        given = widest if isinstance(widest, tuple) else (widest,)
+        most: int = getattr(largest, axis)
+        widest: Any = getattr(member, axis)
+        given = cast("tuple[Any, ...]", widest if isinstance(widest, tuple) else (widest,))
         if any(isinstance(w, bool) or not isinstance(w, int) or not min(most, 1) <= w <= most for w in given):
             allowed = f"whole numbers from 1 to the parent's {most}" if most else "only 0: the parent has no such axis"
             raise IllegalArch(f"{axis} = {widest}: the axis admits {allowed}")

@@ -5,6 +5,7 @@ The numbers that come as defaults suit the embedded hybrid parent on a laptop's 
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -81,7 +82,8 @@ class ElasticConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for config.json; `verb` tells the run from those of other verbs."""
-        return {"verb": "elastic", **dataclasses.asdict(self), "out": str(self.out)}
+        told = {"verb": "elastic", **dataclasses.asdict(self), "out": str(self.out)}
+        return json.loads(json.dumps(told))  # lists for tuples, as a file gives them back
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> "ElasticConfig":
