@@ -1,9 +1,11 @@
-"""Write the measured block of README.md and docs/results.md from benchmarks/results, so that no number is typed by hand.
+"""Write the measured blocks of README.md and docs/results.md from benchmarks/results, so that no number is typed by hand.
 
-`demo.json` is the `summary.json` of a `make demo` run with the commit it was made at; the other files are what the scripts in
-benchmarks/ write. A test compares both pages with what this writes.
+`demo.json` and `elastic_demo.json` are the `summary.json` of a `make demo` run, and of one of `befit elastic`, with the commit
+they were made at; the other files are what the scripts in benchmarks/ write. Those on nested models may be missing, and so is
+their section then. A test compares both pages with what this writes.
 
     cp runs/demo/summary.json benchmarks/results/demo.json
+    cp runs/elastic/summary.json benchmarks/results/elastic_demo.json
     python docs/update_figures.py
 """
 
@@ -16,21 +18,31 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 RESULT = RESULTS / "demo.json"
+ELASTIC = RESULTS / "elastic_demo.json"
 PAGE = ROOT / "docs" / "results.md"
 TRAINING = ROOT / "src" / "befit" / "assets" / "parent" / "training.json"
 
-BEGIN = "<!-- demo:begin -->"
-END = "<!-- demo:end -->"
+NOTHING = "No result is recorded yet.\n"
 
 
-def updated(readme: str, summary: Mapping[str, Any] | None) -> str:
-    """The README with its block replaced; without a summary the block says so. Raises `ValueError` without the markers."""
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
+def updated(readme: str, summary: Mapping[str, Any] | None, elastic: Mapping[str, Any] | None = None) -> str:
+    """The README with its blocks replaced; without a summary a block says so. Raises `ValueError` without the markers."""
+    demo = NOTHING if summary is None else f"{block(summary)}\n{parent_line()}\n"
+    return _replaced(_replaced(readme, "demo", demo), "elastic", NOTHING if elastic is None else nested_block(elastic))
+
+
+def recorded(path: Path) -> Any:
+    """What a file of results holds; None if it is not there."""
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _replaced(readme: str, name: str, text: str) -> str:
+    begin_mark, end_mark = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, begin, rest = readme.partition(begin_mark)
+    _, end, after = rest.partition(end_mark)
     if not begin or not end:
-        raise ValueError(f"README.md needs one block between {BEGIN} and {END}")
-    text = f"{block(summary)}\n{parent_line()}\n" if summary is not None else "No result is recorded yet.\n"
-    return f"{before}{BEGIN}\n{text}{END}{after}"
+        raise ValueError(f"README.md needs one block between {begin_mark} and {end_mark}")
+    return f"{before}{begin}\n{text}{end}{after}"
 
 
 def parent_line() -> str:
@@ -69,6 +81,7 @@ def page() -> str:
         "Solver": f"`python benchmarks/solve_scale.py`: {solver['layers']} layers of {solver['options']} options under two "
         + f"bounds, proven optimal (largest gap {gap:g}), {slowest:.1f} s for the slowest of all tables.\n",
     }
+    sections |= nested_sections()
     head = (
         "# Results\n\nWritten by `docs/update_figures.py` from `benchmarks/results`; every section names its script.\n"
     )
@@ -125,10 +138,169 @@ def _seconds(summary: Mapping[str, Any]) -> str:
     return f"The run took {sum(stage['seconds'] for stage in stages):.0f} s, most of it in {named}."
 
 
+def nested_sections() -> dict[str, str]:
+    """What is recorded of nested models, by heading."""
+    found = dict[str, str]()
+    if (demo := recorded(ELASTIC)) is not None:
+        found["A nested model on a CPU"] = nested_block(demo) + _untrained(demo) + _made_at(demo)
+    if (gpu := recorded(RESULTS / "elastic_gpu.json")) is not None:
+        found["A nested model on a GPU"] = _pretrained(gpu) + nested_block(gpu) + _untrained(gpu) + _made_at(gpu)
+    if (laws := recorded(RESULTS / "elastic_exactness.json")) is not None:
+        found["Nested models are exact"] = exactness_block(laws)
+    steps = sorted(RESULTS.glob("elastic_steps*.json"))
+    if steps:
+        found["A step by size: slices against masks"] = "\n".join(steps_block(recorded(path)) for path in steps)
+    return found
+
+
+def nested_block(summary: Mapping[str, Any]) -> str:
+    """The result of `befit elastic` in Markdown: one row for each budget that was trained for, then training and storage."""
+    device, parent, training = summary["device"], summary["parent"], summary["training"]
+    rivals = {
+        title: kl
+        for name, title in (("uniform", "KL, uniform ratios"), ("separate", "KL, that size alone"))
+        if (kl := {row["budget"]: row["kl"] for row in summary["baselines"].get(name, []) if row["trained"]})
+    }
+    titles = ["budget", "parameters", "memory", "layers", "loss", "KL untrained", "**KL**", *rivals]
+    command = summary["command"].partition(" --out")[0]
+    others = [f"{row['budget']:.1%}: {row['kl']:.3f}" for row in summary["members"] if not row["trained"]]
+    unseen = f" KL at budgets that were not trained for: {', '.join(others)}." if others else ""
+    lines = [
+        f"`{command}`, on {device['name']} ({device['engine']}; written in {device['dtype']}):",
+        "",
+        "| " + " | ".join(titles) + " |",
+        "|---" + "|--:" * (len(titles) - 1) + "|",
+        *(_nested_row(row, parent, list(rivals.values())) for row in summary["members"] if row["trained"]),
+        "",
+        f"The parent's loss is {parent['loss']:.3f}. Training took {training['seconds']:.0f} s for {training['tokens']:,} tokens"
+        f"{', as many for each of the other two' if rivals else ''}; all stages before the "
+        f"evaluation took {sum(stage['seconds'] for stage in summary['stages']):.0f} s.{unseen} {_storage(summary['storage'])}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _nested_row(row: Mapping[str, Any], parent: Mapping[str, Any], rivals: list[dict[float, float]]) -> str:
+    memory = row["memory_bytes"]
+    cells = [
+        f"{row['budget'] * 100:.4g}%",
+        f"{row['params'] / 1e6:.2f} M ({row['params'] / parent['params']:.1%})",
+        f"{memory / 2**20:.2f} MiB ({memory / parent['memory_bytes']:.0%})",
+        str(len(row["member"]["layers"])),
+        f"{row['loss']:.3f}",
+        f"{row['kl_untrained']:.3f}",
+        f"{row['kl']:.3f}",
+        *(f"{kl[row['budget']]:.3f}" if row["budget"] in kl else "" for kl in rivals),
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _storage(storage: Mapping[str, Any]) -> str:
+    """The nested file against one file for each budget."""
+    nested, extra = storage["nested_bytes"], storage["router_bytes"] + storage["gains_bytes"]
+    apart = sum(one["bytes"] for one in storage["separate"])
+    return (
+        f"The nested checkpoint has {nested / 2**20:.2f} MiB, router and gains {extra / 2**10:.0f} KiB ({extra / nested:.2%}); "
+        f"{len(storage['separate'])} separate checkpoints would have {apart / 2**20:.2f} MiB."
+    )
+
+
+def _untrained(summary: Mapping[str, Any]) -> str:
+    """KL of the choices of the router and of the baselines, all cut from the sorted parent without training."""
+    found = {"the router's": {row["budget"]: row["kl_untrained"] for row in summary["members"]}}
+    for name, rows in summary["baselines"].items():
+        if own := {row["budget"]: row["kl"] for row in rows if not row["trained"]}:
+            found[name] = own
+    budgets = [row["budget"] for row in summary["members"] if row["trained"] and row["budget"] < 1]
+    lines = [
+        "",
+        "KL of choices of widths and layers, cut from the sorted parent without training:",
+        "",
+        "| choice | " + " | ".join(f"{budget * 100:.4g}%" for budget in budgets) + " |",
+        "|---" + "|--:" * len(budgets) + "|",
+        *(
+            f"| {name} | " + " | ".join(f"{kl[budget]:.3f}" if budget in kl else "" for budget in budgets) + " |"
+            for name, kl in found.items()
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _pretrained(summary: Mapping[str, Any]) -> str:
+    told = summary["pretraining"]
+    return (
+        f"`python benchmarks/elastic_gpu.py` ({summary['seconds']:.0f} s in all) first trains a parent of "
+        f"{told['parameters'] / 1e6:.1f} M parameters on {told['tokens']:,} tokens, {told['tokens_per_s']:,.0f} a second, "
+        f"to a loss of {told['loss']:.3f} nats a token, then makes it nested.\n\n"
+    )
+
+
+def _made_at(summary: Mapping[str, Any]) -> str:
+    return f"\nMade at commit {summary['commit'][:7]}.\n" if summary.get("commit") else ""
+
+
+LAWS = {
+    "whole": "the nested forward of the whole parent = the parent's class",
+    "sorted": "the parent with sorted weights = the parent",
+    "member": "the nested forward on views = the class of the member",
+    "decode": "the same, some tokens at a time with a cache",
+    "gates": "0 and 1 over full width = the slice",
+    "gates_fp64": "the same in fp64",
+    "reload": "the extracted model, saved and loaded = the nested forward",
+    "nested": "tensors of a smaller member that are no prefix of a larger one's",
+    "params": "counted parameters − `numel` of the class",
+    "fp32": "for comparison: the class in fp32 − in fp64, what rounding alone does",
+}
+"""What the names in elastic_exactness.json stand for."""
+
+
+def exactness_block(result: Mapping[str, Any]) -> str:
+    """The laws of nested models with their largest differences."""
+    versions = result["versions"]
+    lines = [
+        f"`python benchmarks/elastic_exactness.py` ({result['device']['name']}, torch {versions['torch']}, transformers "
+        f"{versions['transformers']}): random networks of all families, with 1, 2, 4 or 8 SSM groups, and random members of "
+        "them, all axes and depth at once. Largest differences of logits (for 0 and 1: of the last hidden states), "
+        "relative where values exceed 1; fp32 unless it says otherwise.",
+        "",
+        "| law | cases | median | largest |",
+        "|---|--:|--:|--:|",
+        *(
+            f"| {LAWS[name]} | {law['cases']:,} | {law['median']:.2g} | {law['largest']:.2g} |"
+            for name, law in sorted(result["laws"].items(), key=lambda entry: list(LAWS).index(entry[0]))
+        ),
+    ]
+    return "\n".join(lines) + "\n" + _made_at(result)
+
+
+def steps_block(result: Mapping[str, Any]) -> str:
+    """Time and memory of a training step by size: slices, slices that keep all layers, masks over full width."""
+    sizes: dict[tuple[str, bool, float], dict[str, Mapping[str, Any]]] = {}
+    for row in result["rows"]:
+        sizes.setdefault((row["shape"], row["compiled"], row["wanted_share"]), {})[row["way"]] = row
+    ways = [way for way in ("slice", "widths", "mask") if any(way in rows for rows in sizes.values())]
+    titles = {"slice": "slice", "widths": "slice, all layers kept", "mask": "mask"}
+    lines = [
+        f"`python benchmarks/elastic_steps.py` ({result['device']}, threads: {result['threads']}, torch "
+        f"{result['versions']['torch']}, {result['precision']}). A step is forward, backward and the optimizer, "
+        "as a share of the full slice's; memory is the most that it holds beyond weights, gradients and moments.",
+        "",
+        "| network | parameters | " + " | ".join(titles[way] for way in ways) + " |",
+        "|---|--:" + "|--:" * len(ways) + "|",
+    ]
+    for (shape, compiled, share), rows in sizes.items():
+        cells = [_step(rows[way]) if way in rows else "" for way in ways]
+        name = f"{shape}, compiled" if compiled else shape
+        lines.append(f"| {name} | {share:.0%} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n" + _made_at(result)
+
+
+def _step(row: Mapping[str, Any]) -> str:
+    return f"{row['step_ms']:.1f} ms ({row['step_share']:.2f}), {row['peak_bytes'] / 2**20:.0f} MiB"
+
+
 def main() -> None:
     """Rewrite README.md and docs/results.md in place."""
-    summary = json.loads(RESULT.read_text()) if RESULT.exists() else None
-    README.write_text(updated(README.read_text(), summary))
+    README.write_text(updated(README.read_text(), recorded(RESULT), recorded(ELASTIC)))
     PAGE.write_text(page())
 
 

@@ -2,10 +2,8 @@
 
 import ast
 import importlib.util
-import json
 import re
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -71,17 +69,23 @@ def test_commands_are_understood(command: str, tmp_path: Path, monkeypatch: pyte
     from befit import cli
     from befit.budget import Budget
     from befit.cost.workload import Workload
+    from befit.elastic.budgets import parse_targets
+    from befit.elastic.config import ElasticConfig
     from befit.puzzle import plan
 
     asked: list[Any] = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli, "_run", asked.append)
+    monkeypatch.setattr(cli, "_run_elastic", asked.append)
     monkeypatch.setattr(cli, "_quiet", lambda: None)
     monkeypatch.setattr(plan, "plan", lambda config: asked.append(config) or [])
     words = shlex.split(command, comments=True)[1:]
-    assert cli.main(words) == (0 if words[0] == "puzzle" else 2)
+    assert cli.main(words) == (0 if words[0] in ("puzzle", "elastic") else 2)
     for config in asked:
-        Budget.parse(config.budget)
+        if isinstance(config, ElasticConfig):
+            parse_targets(config.budgets, dict.fromkeys(("params", "memory_bytes", "latency_ms"), 1e15))
+        else:
+            Budget.parse(config.budget)
         Workload.parse(config.workload)
 
 
@@ -103,7 +107,7 @@ def test_every_page_is_in_the_index() -> None:
 
 def test_files_in_the_reading_order_exist() -> None:
     files = re.findall(r"^\d\. `([^`]+)`", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert len(files) == 6
+    assert len(files) == 8
     assert [file for file in files if not (ROOT / file).exists()] == []
 
 
@@ -117,9 +121,9 @@ def figures() -> ModuleType:
 
 
 def test_figures_are_the_recorded_ones(figures: ModuleType) -> None:
-    recorded: Mapping[str, Any] | None = json.loads(figures.RESULT.read_text()) if figures.RESULT.exists() else None
+    demo, elastic = figures.recorded(figures.RESULT), figures.recorded(figures.ELASTIC)
     readme = (ROOT / "README.md").read_text()
-    assert readme == figures.updated(readme, recorded), "run: python docs/update_figures.py"
+    assert readme == figures.updated(readme, demo, elastic), "run: python docs/update_figures.py"
     assert figures.PAGE.read_text() == figures.page(), "run: python docs/update_figures.py"
 
 
@@ -161,3 +165,65 @@ def test_figures_read_a_summary(figures: ModuleType) -> None:
 def test_figures_need_their_place(figures: ModuleType) -> None:
     with pytest.raises(ValueError, match="demo:begin"):
         figures.updated("# befit\n", None)
+    with pytest.raises(ValueError, match="elastic:begin"):
+        figures.updated("<!-- demo:begin --><!-- demo:end -->", None)
+
+
+def _nested(budget: float, kl: float, **more: Any) -> dict[str, Any]:
+    sizes = {"params": int(4e6 * budget), "memory_bytes": int(8 * 2**20 * budget), "member": {"layers": [0, 2]}}
+    return sizes | {"budget": budget, "trained": True, "loss": 3.0, "kl": kl, "kl_untrained": 9 * kl} | more
+
+
+def test_figures_read_an_elastic_summary(figures: ModuleType) -> None:
+    summary = {
+        "command": 'befit elastic --parent befit:hybrid --budgets "100%, 50%" --out somewhere',
+        "device": {"name": "a processor", "engine": "an engine", "dtype": "bf16"},
+        "parent": _nested(1.0, 0.0) | {"loss": 2.5},
+        "members": [_nested(1.0, 0.01), _nested(0.75, 0.05, trained=False), _nested(0.5, 0.1)],
+        "baselines": {
+            "uniform": [{"budget": 0.5, "kl": 1.5, "trained": False}, {"budget": 0.5, "kl": 0.25, "trained": True}],
+            "greedy": [{"budget": 0.5, "kl": 1.25, "trained": False}],
+            "separate": [{"budget": 0.5, "kl": 0.2, "trained": True}],
+        },
+        "training": {"seconds": 100.2, "tokens": 1000000},
+        "stages": [{"name": "rank", "seconds": 20.0}, {"name": "train", "seconds": 101.0}],
+        "storage": {
+            "nested_bytes": 8 * 2**20,
+            "router_bytes": 40 * 2**10,
+            "gains_bytes": 0,
+            "separate": [{"budget": 1.0, "bytes": 8 * 2**20}, {"budget": 0.5, "bytes": 4 * 2**20}],
+        },
+    }
+    text = figures.nested_block(summary)
+    assert '`befit elastic --parent befit:hybrid --budgets "100%, 50%"`, on a processor (an engine; written in' in text
+    assert "| **KL** | KL, uniform ratios | KL, that size alone |" in text
+    assert "| 100% | 4.00 M (100.0%) | 8.00 MiB (100%) | 2 | 3.000 | 0.090 | 0.010 |  |  |" in text
+    assert "| 50% | 2.00 M (50.0%) | 4.00 MiB (50%) | 2 | 3.000 | 0.900 | 0.100 | 0.250 | 0.200 |" in text
+    assert "| 75% |" not in text and "not trained for: 75.0%: 0.050." in text
+    assert (
+        "took 100 s for 1,000,000 tokens, as many for each of the other two; all stages before the evaluation took 121 s"
+        in text
+    )
+    assert "8.00 MiB, router and gains 40 KiB (0.49%); 2 separate checkpoints would have 12.00 MiB." in text
+    alone = figures.nested_block(summary | {"baselines": {}})
+    assert "| 50% | 2.00 M (50.0%) | 4.00 MiB (50%) | 2 | 3.000 | 0.900 | 0.100 |\n" in alone and "as many" not in alone
+    choices = figures._untrained(summary)
+    assert "| choice | 50% |" in choices and "| the router's | 0.900 |" in choices
+    assert "| uniform | 1.500 |" in choices and "| greedy | 1.250 |" in choices and "separate" not in choices
+    assert "0.250" not in choices
+
+
+def test_figures_read_steps(figures: ModuleType) -> None:
+    step = {"shape": "small", "compiled": False, "wanted_share": 0.5, "step_share": 0.55, "peak_bytes": 2**20}
+    result = {
+        "device": "a processor",
+        "threads": 1,
+        "versions": {"torch": "2.13"},
+        "precision": "fp32",
+        "commit": "0123456789",
+        "rows": [step | {"way": "slice", "step_ms": 11.0}, step | {"way": "mask", "step_ms": 20.0, "step_share": 1.0}],
+    }
+    text = figures.steps_block(result)
+    assert "| network | parameters | slice | mask |" in text
+    assert "| small | 50% | 11.0 ms (0.55), 1 MiB | 20.0 ms (1.00), 1 MiB |" in text
+    assert "Made at commit 0123456." in text

@@ -180,10 +180,13 @@ def test_impossible_configurations_are_refused(tmp_path: Path) -> None:
             pretrain(replace(tiny(tmp_path), device="cuda"))
 
 
-def test_the_page_on_the_parent_has_the_recorded_numbers() -> None:
+@pytest.mark.parametrize(
+    ("folder", "last"), [("parent", "the last training batches are at"), ("hybrid", "its last batches at")]
+)
+def test_the_page_on_the_parents_has_the_recorded_numbers(folder: str, last: str) -> None:
     root = Path(__file__).parents[2]
     page = (root / "docs" / "parent.md").read_text()
-    record = json.loads((root / "src/befit/assets/parent/training.json").read_text())
+    record = json.loads((root / f"src/befit/assets/{folder}/training.json").read_text())
     trained = record["trained"]
     facts = [
         f"{record['parameters']:,}",
@@ -192,10 +195,21 @@ def test_the_page_on_the_parent_has_the_recorded_numbers() -> None:
         f"{trained['tokens']:,} tokens, {trained['steps']:,} steps, {trained['seconds']:.0f} s on one {record['device']}",
         f"{record['held_out_loss_per_token']:.3f} nats per token, {record['held_out_loss_per_byte']:.3f} nats per byte",
         f"over {record['held_out_tokens']:,} tokens",
-        f"the last training batches are at {sum(trained['losses'][-50:]) / 50:.2f}",
+        f"{last} {sum(trained['losses'][-50:]) / 50:.2f}",
         f"a peak rate of {record['settings']['peak_lr']}",
         f"{record['settings']['batch']} rows a step",
     ]
+    if sizes := record["settings"].get("hybrid"):
+        counts = {kind: sizes["pattern"].count(kind) for kind in "M-*"}
+        facts += [
+            f"{sum(counts.values())}, in the order `{sizes['pattern']}`: {counts['M']} Mamba-2 (`M`), {counts['-']} FFN",
+            f"{counts['*']} attention (`*`)",
+            f"{sizes['mamba_heads']} heads of {sizes['mamba_head_dim']} channels in {sizes['groups']} SSM groups, "
+            f"a state of {sizes['state']}",
+            f"{sizes['heads']} query heads and {sizes['kv_heads']} KV heads of {sizes['head_dim']} channels",
+            f"{sizes['ffn']} neurons, squared ReLU",
+            f"{sizes['hidden']}, the same 3,072 tokens",
+        ]
     assert [fact for fact in facts if fact not in page] == []
 
 
