@@ -165,10 +165,15 @@ def _text_stage(run: Run, config: ElasticConfig, parent: Parent) -> Blocks:
 
     def make(folder: Path) -> None:
         train, held_out = load_texts(config.data).split()
-        named = {
-            str(i): pack(train, parent.tokenizer, stage.sequence, count * stage.sequence, config.seed + i)
-            for i, (stage, count) in enumerate(zip(stages, rows, strict=True))
-        }
+        # Text is tokenised once for each length, and lengths that divide the longest are cut from its rows.
+        lengths = {s.sequence if longest % s.sequence else longest for s in stages}
+        most = max(number * stage.sequence for number, stage in zip(rows, stages, strict=True))
+        packed = {n: pack(train, parent.tokenizer, n, -(-most // n) * n, config.seed) for n in lengths}
+        named = dict[str, Tensor]()
+        for i, (stage, number) in enumerate(zip(stages, rows, strict=True)):
+            own = packed.get(stage.sequence, packed.get(longest))
+            assert own is not None
+            named[str(i)] = own.view(-1, stage.sequence)[:number]
         named["held_out"] = pack(
             held_out, parent.tokenizer, longest, config.held_out * longest, config.seed, at_least=config.held_out
         )

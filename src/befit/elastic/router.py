@@ -119,7 +119,8 @@ class Router(nn.Module):
             noisy = logits
             if generator is not None:
                 uniform = torch.rand(len(logits), generator=generator, device=generator.device, dtype=torch.float64)
-                noisy = logits - torch.log(-torch.log(uniform.clamp(1e-12, 1 - 1e-12))).to(logits)
+                # The temperature is that of the choice, too: a cold router no longer explores.
+                noisy = logits - temperature * torch.log(-torch.log(uniform.clamp(1e-12, 1 - 1e-12))).to(logits)
             probabilities = F.softmax(noisy / temperature, dim=0)
             choice[axis] = int(noisy.argmax())
             hard = F.one_hot(noisy.argmax(), len(logits)).to(logits)
