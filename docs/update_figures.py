@@ -241,6 +241,7 @@ def _made_at(summary: Mapping[str, Any]) -> str:
 LAWS = {
     "whole": "the nested forward of the whole parent = the parent's class",
     "sorted": "the parent with sorted weights = the parent",
+    "sorted_fp64": "the same in fp64, by the nested forward",
     "member": "the nested forward on views = the class of the member",
     "decode": "the same, some tokens at a time with a cache",
     "gates": "0 and 1 over full width = the slice",
@@ -250,12 +251,12 @@ LAWS = {
     "params": "counted parameters − `numel` of the class",
     "fp32": "for comparison: the class in fp32 − in fp64, what rounding alone does",
 }
-"""What the names in elastic_exactness.json stand for."""
+"""What the names in elastic_exactness.json stand for, in the order of the table."""
 
 
 def exactness_block(result: Mapping[str, Any]) -> str:
     """The laws of nested models with their largest differences."""
-    versions = result["versions"]
+    versions, names = result["versions"], [*LAWS, *(name for name in result["laws"] if name not in LAWS)]
     lines = [
         f"`python benchmarks/elastic_exactness.py` ({result['device']['name']}, torch {versions['torch']}, transformers "
         f"{versions['transformers']}): random networks of all families, with 1, 2, 4 or 8 SSM groups, and random members of "
@@ -265,8 +266,9 @@ def exactness_block(result: Mapping[str, Any]) -> str:
         "| law | cases | median | largest |",
         "|---|--:|--:|--:|",
         *(
-            f"| {LAWS[name]} | {law['cases']:,} | {law['median']:.2g} | {law['largest']:.2g} |"
-            for name, law in sorted(result["laws"].items(), key=lambda entry: list(LAWS).index(entry[0]))
+            f"| {LAWS.get(name, name)} | {law['cases']:,} | {law['median']:.2g} | {law['largest']:.2g} |"
+            for name in names
+            if (law := result["laws"].get(name))
         ),
     ]
     return "\n".join(lines) + "\n" + _made_at(result)

@@ -100,6 +100,12 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=_id)
+def test_tests_that_are_linked_exist(page: Path) -> None:
+    linked = re.findall(r"\[`(test_\w+)`\]\(([^)]+)\)", page.read_text())
+    assert [name for name, file in linked if f"def {name}(" not in (page.parent / file).read_text()] == []
+
+
 def test_every_page_is_in_the_index() -> None:
     linked = set(LINK.findall((ROOT / "docs" / "index.md").read_text()))
     assert {page.name for page in (ROOT / "docs").glob("*.md")} - linked == {"index.md"}
