@@ -14,6 +14,7 @@ message; Ctrl-C ends with 130 and loses nothing that was finished.
 """
 
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -99,7 +100,7 @@ def cut_verb(arguments: Sequence[str]) -> None:
     def cut(
         run: tyro.conf.Positional[Path],
         /,
-        out: Path,
+        out: Path | None = None,
         budget: str | None = None,
         fit: bool = False,
         workload: str | None = None,
@@ -110,7 +111,7 @@ def cut_verb(arguments: Sequence[str]) -> None:
 
         Args:
             run: A run of `befit elastic`, or a nested checkpoint.
-            out: Folder for the checkpoint.
+            out: Folder for the checkpoint; cuts/BUDGET beside the nested model if not given.
             budget: Bounds, absolute or relative to the parent, such as "memory=8GiB, params=50%"; "75%" is of the trained cost.
             fit: Take the largest member that fits in the memory that is free here, the GPU's if there is one.
             workload: Such as "batch=1,prompt=8192", at which memory counts; that of the training if not given.
@@ -123,7 +124,10 @@ def cut_verb(arguments: Sequence[str]) -> None:
 
         _quiet()
         at = None if workload is None else Workload.parse(workload, base=workload_of(run))
-        found = cut_member(run, out, budget=budget, fit=fit, workload=at, layout=layout, dtype=dtype)
+        words = re.sub(r"[^\w.%]+", "-", budget or "fit").strip("-")
+        found = cut_member(
+            run, out or run / "cuts" / words, budget=budget, fit=fit, workload=at, layout=layout, dtype=dtype
+        )
         print("\n".join(found.lines()))
 
     tyro.cli(cut, args=arguments, prog="befit cut")

@@ -52,7 +52,7 @@ class ElasticConfig:
     start: Literal["uniform", "greedy", "additive"] = "greedy"
     """The choice that the router sets out from: one ratio of all axes, or by what narrowing each axis alone loses."""
     stages: str | None = None
-    """Stages of training, "TOKENS@SEQUENCExBATCH:WEIGHTS, …"; none takes "700k@128x16, 300k@256x8:0.5/0.3/0.2"."""
+    """Stages of training, "TOKENS@SEQUENCExBATCH:WEIGHTS, …"; none takes "450k@128x16, 150k@256x8:0.5/0.3/0.2"."""
     train: ElasticTraining = field(default_factory=ElasticTraining)
     """The distillation."""
     measure: Effort = field(default_factory=Effort)

@@ -81,8 +81,8 @@ def parse_stages(text: str) -> tuple[Stage, ...]:
 
 
 STAGES = (
-    Stage(tokens=700_000, sequence=128, batch=16),
-    Stage(tokens=300_000, sequence=256, batch=8, weights=LARGER_FIRST),
+    Stage(tokens=450_000, sequence=128, batch=16),
+    Stage(tokens=150_000, sequence=256, batch=8, weights=LARGER_FIRST),
 )
 """The default: for models of some million parameters."""
 

@@ -173,7 +173,7 @@ def _text_stage(run: Run, config: ElasticConfig, parent: Parent) -> Blocks:
         for i, (stage, number) in enumerate(zip(stages, rows, strict=True)):
             own = packed.get(stage.sequence, packed.get(longest))
             assert own is not None
-            named[str(i)] = own.view(-1, stage.sequence)[:number]
+            named[str(i)] = own.view(-1, stage.sequence)[:number].clone()  # files hold no views of each other
         named["held_out"] = pack(
             held_out, parent.tokenizer, longest, config.held_out * longest, config.seed, at_least=config.held_out
         )

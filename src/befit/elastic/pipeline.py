@@ -25,7 +25,7 @@ from befit.elastic.gains import Gains
 from befit.elastic.job import DTYPES, LATENCY, Job, targets_of
 from befit.elastic.manifest import Quality as Judged
 from befit.elastic.manifest import evaluated, read_manifest, write_manifest
-from befit.elastic.nested import Nested, write_nested
+from befit.elastic.nested import Nested, hash_of, write_nested
 from befit.elastic.record import Trained
 from befit.elastic.router import Router
 from befit.elastic.space import NestedSpace
@@ -220,6 +220,51 @@ def evaluate_stage(
     scores: Mapping[str, list[float]],
 ) -> dict[str, Any]:
     """Judge every member, trained and untrained, the baselines and budgets that nobody trained for; on held-out text."""
+    config = job.config
+    told = [job.run.stages[-1].name, config.between, config.seed, config.start, tensor_digest(job.blocks.held_out)]
+    told += [hash_of(one.weights, job.net.shape) for one in (nested, *rivals.values())]
+    told += [[asdict(target) for target in nested.targets], nested.space.to_json()]
+
+    def make(folder: Path) -> None:
+        found = judge_all(job, parent, nested, rivals, scores)
+        if nested.targets[0].cost == LATENCY:
+            found["latency_ms"] = time_members(job, nested)
+        write_json(folder / "results.json", found)
+
+    results = read_json(job.run.stage("evaluate", digest("evaluate", told), make) / "results.json")
+    folder = job.run.folder / NESTED
+    quality = {row["share"]: Judged(**row["trained"]) for row in results["members"]}
+    latency = {float(share): ms for share, ms in results.get("latency_ms", {}).items()}
+    write_manifest(folder, evaluated(read_manifest(folder, nested.net.shape), quality, latency))
+    return results
+
+
+def time_members(job: Job, nested: Nested) -> dict[str, float]:
+    """Share -> latency of the trained members as they will be cut, measured in turns on this device."""
+    from befit.lm.member_timing import MemberTimer
+
+    timer = MemberTimer(
+        net=job.net,
+        config=job.plain,
+        weights=nested.weights,
+        workload=job.workload,
+        device=job.device,
+        effort=job.config.measure,
+        progress=job.progress,
+    )
+    shares = [target.share for target in nested.targets]
+    times = timer([nested.member(share) for share in shares])
+    return {repr(share): float(ms) for share, ms in zip(shares, times, strict=True)}
+
+
+def judge_all(
+    job: Job,
+    parent: Mapping[str, Tensor],
+    nested: Nested,
+    rivals: Mapping[str, Nested],
+    scores: Mapping[str, list[float]],
+) -> dict[str, Any]:
+    """Loss and KL of everything there is to compare."""
     judged = _Judge(job, parent)
     shares = [target.share for target in nested.targets]
     limits = {share: nested.limit(share) for share in shares if share < 1}
@@ -229,9 +274,7 @@ def evaluate_stage(
         "random": lambda limit: baselines.random(nested.space, nested.cost, limit, job.config.seed),
         "additive": lambda limit: baselines.additive(nested.space, nested.cost, limit, scores),
     }
-    jobs: list[tuple[str, float, Member, bool]] = [
-        (name, share, choose(limit), False) for name, choose in pick.items() for share, limit in limits.items()
-    ]
+    jobs = [(name, share, choose(limit)) for name, choose in pick.items() for share, limit in limits.items()]
     members = {share: nested.member(share) for share in [*shares, *_between(shares, job.config.between)]}
     results: dict[str, Any] = {"members": [], "baselines": [], "parent": judged(parent, nested.space.whole)}
     for share, member in job.progress(members.items(), "evaluate", len(members)):
@@ -239,7 +282,7 @@ def evaluate_stage(
         results["members"].append(
             {"share": share, "member": member.to_json(), "trained": own, "untrained": judged(parent, member)}
         )
-    for name, share, member, _ in job.progress(jobs, "baselines", len(jobs)):
+    for name, share, member in job.progress(jobs, "baselines", len(jobs)):
         row = {"name": name, "share": share, "member": member.to_json(), "trained": False}
         results["baselines"].append(row | judged(parent, member))
     for name, rival in rivals.items():
@@ -249,7 +292,6 @@ def evaluate_stage(
                 row = {"name": name, "share": target.share, "member": member.to_json(), "trained": True}
                 own = judged(rival.folded(rival.weights, target.share), member)
                 results["baselines"].append(row | own | {"tokens": job.config.training.tokens})
-    _note_quality(job, nested, results)
     return results
 
 
@@ -277,13 +319,6 @@ class _Judge:
             weights = prefix(weights, net.shape, net.family, member)
             net = replace(net, shape=cut_shape(net.shape, member))
         return lambda ids: (hidden_states(net, weights, ids.to(device)), head(net, weights))
-
-
-def _note_quality(job: Job, nested: Nested, results: Mapping[str, Any]) -> None:
-    """Enter the members' quality in the manifest."""
-    folder = job.run.folder / NESTED
-    found = {row["share"]: Judged(**row["trained"]) for row in results["members"]}
-    write_manifest(folder, evaluated(read_manifest(folder, nested.net.shape), found))
 
 
 def _between(shares: list[float], count: int) -> list[float]:
