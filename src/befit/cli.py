@@ -251,11 +251,15 @@ def _run(config: Any) -> None:
 
 
 def _run_elastic(config: Any) -> None:
-    """Run the pipeline with progress bars and print what every budget became."""
+    """Run the pipeline with progress bars and print what every budget became; of several processes, the main one does."""
     from befit.elastic.pipeline import elastic
     from befit.elastic.summary import table_rows
+    from befit.elastic.team import Team
     from befit.progress import Bars
 
+    if not Team.of(config.device).main:
+        elastic(config)
+        return
     with Bars() as progress:
         summary = elastic(config, progress=progress)
     _show_rows(table_rows(summary), summary["title"])

@@ -168,10 +168,10 @@ class ElasticTraining:
         return stage, step - (ends[stage - 1] if stage else 0)
 
     def check(self, team: int) -> None:
-        """Raise `ValueError` unless `team` processes can share every micro-batch evenly."""
+        """Raise `BadData` unless `team` processes can share every micro-batch evenly."""
         for stage in self.stages:
             if stage.batch % (self.micro_batches * team):
-                raise ValueError(
+                raise BadData(
                     f"elastic: a batch of {stage.batch} sequences cannot be shared evenly by {self.micro_batches} "
                     f"micro-batches of {team} processes; give a multiple of {self.micro_batches * team}"
                 )

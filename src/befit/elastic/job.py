@@ -1,5 +1,6 @@
 """What one elastic run works on: parent, text, device, workload, and the names of what it keeps."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,8 @@ from befit.cost.workload import Workload
 from befit.elastic.budgets import Target, check_targets, parse_targets, price_of
 from befit.elastic.config import ElasticConfig
 from befit.elastic.space import NestedSpace, default_space
+from befit.elastic.team import Team
+from befit.errors import RunConflict
 from befit.lm.data import digest as tensor_digest
 from befit.lm.data import load_texts, pack, stamp
 from befit.lm.families import family_of
@@ -45,6 +48,7 @@ class Job:
     """What all stages of one run share."""
 
     config: ElasticConfig
+    team: Team
     run: Run
     progress: Progress
     parent: Parent
@@ -60,17 +64,21 @@ class Job:
     blocks: Blocks
 
     @staticmethod
-    def open(config: ElasticConfig, progress: Progress) -> "Job":
+    def open(config: ElasticConfig, team: Team, progress: Progress) -> "Job":
         """Check everything that can be checked before any work, then load parent and text.
 
         Raises `BadBudget`, `BadData`, `UnsupportedModel`, `IllegalArch`, `Infeasible` or `RunConflict`.
         """
-        plain = read_config(find(config.parent))
-        device = this_device(config.device)
-        dtype = _dtype(config, plain)
-        workload = Workload.parse(config.workload, base=Workload(weights=dtype, cache=dtype))
-        check(config, plain, workload)
-        run = Run.open(config.out, config.to_json(), may_change=REDONE)
+        with team.first():
+            plain = read_config(find(config.parent))
+            device = this_device(config.device)
+            dtype = _dtype(config, plain)
+            workload = Workload.parse(config.workload, base=Workload(weights=dtype, cache=dtype))
+            config.training.check(team.size)
+            check(config, plain, workload)
+            run = Run(folder=config.out)
+            if team.main:
+                run = Run.open(config.out, config.to_json(), may_change=REDONE)
         parent = load_parent(config.parent, device=device.kind, dtype=torch.float32)
         net = network_of(plain, parent.family)
         if net.rotary is not None:
@@ -78,6 +86,7 @@ class Job:
         named = dict(parent.model.named_parameters())
         return Job(
             config=config,
+            team=team,
             run=run,
             progress=progress,
             parent=parent,
@@ -87,8 +96,12 @@ class Job:
             device=device,
             dtype=dtype,
             workload=workload,
-            blocks=_text_stage(run, config, parent),
+            blocks=_text_stage(run, team, config, parent),
         )
+
+    def stage(self, name: str, key: str, make: Callable[[Path], None]) -> Path:
+        """The folder of a stage that the main process makes alone."""
+        return _stage(self.run, self.team, name, key, make)
 
     @cached_property
     def costs(self) -> dict[str, float]:
@@ -154,7 +167,17 @@ def _dtype(config: ElasticConfig, plain: Any) -> str:
     return next((name for name, dtype in DTYPES.items() if dtype == own), "bf16")
 
 
-def _text_stage(run: Run, config: ElasticConfig, parent: Parent) -> Blocks:
+def _stage(run: Run, team: Team, name: str, key: str, make: Callable[[Path], None]) -> Path:
+    """The folder of a stage, made by the main process if it is new, read by the others."""
+
+    def unseen(folder: Path) -> None:
+        raise RunConflict(f"{folder} is not seen by every process; give an --out on a disk that all machines share")
+
+    with team.first():
+        return run.stage(name, key, make if team.main else unseen)
+
+
+def _text_stage(run: Run, team: Team, config: ElasticConfig, parent: Parent) -> Blocks:
     """Text of every stage as token ids, and held-out text to judge on; tokenised once.
 
     Raises `BadData` for text that cannot be read or holds less than one sequence of a stage.
@@ -181,5 +204,5 @@ def _text_stage(run: Run, config: ElasticConfig, parent: Parent) -> Blocks:
 
     wanted = {"rows": rows, "lengths": [s.sequence for s in stages], "held_out": config.held_out, "seed": config.seed}
     key = digest("text", config.data and str(Path(config.data).resolve()), stamp(config.data), parent.digest, wanted)
-    named = read_tensors(run.stage("text", key, make) / "text.safetensors")
+    named = read_tensors(_stage(run, team, "text", key, make) / "text.safetensors")
     return Blocks(train=tuple(named[str(i)] for i in range(len(stages))), held_out=named["held_out"])

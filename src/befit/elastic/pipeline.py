@@ -30,6 +30,7 @@ from befit.elastic.record import Trained
 from befit.elastic.router import Router
 from befit.elastic.space import NestedSpace
 from befit.elastic.summary import Findings, record
+from befit.elastic.team import Team
 from befit.elastic.train import train
 from befit.lm.data import digest as tensor_digest
 from befit.lm.depth import DepthRanking, Method, compare_methods
@@ -56,20 +57,29 @@ class Ranks:
 def elastic(config: ElasticConfig, *, progress: Progress = silent) -> dict[str, Any]:
     """Train a nested model; returns what `summary.json` holds. Everything lies in `config.out` when it returns.
 
-    Raises `BadBudget`, `BadData`, `UnsupportedModel`, `IllegalArch`, `Infeasible`, `RunConflict` or `DiskFull`.
+    Raises `BadBudget`, `BadData`, `UnsupportedModel`, `IllegalArch`, `Infeasible`, `RunConflict` or `DiskFull`; where several
+    processes make one nested model (`befit.elastic.team`), the main one does, and the others raise `SystemExit`.
     """
-    job = Job.open(config, progress)
+    team = Team.of(config.device)
+    with team.one_voice():
+        return _elastic(Job.open(config, team, progress if team.main else silent))
+
+
+def _elastic(job: Job) -> dict[str, Any]:
     ranks = rank_stage(job)
     parent = sort_weights(job.weights, job.net.shape, job.parent.family, ranks.axes)
     blank = blank_of(job, ranks, parent)
     scores = score_stage(job, blank)
     nested = start_of(job, blank, scores)
-    trained = train_stage(job, "train", nested, config.training)
+    trained = train_stage(job, "train", nested, job.config.training)
     rivals = rival_stage(job, blank, nested)
     round_weights(nested, job.dtype)
-    write_stage(job, nested)
-    results = evaluate_stage(job, parent, nested, rivals, scores)
-    return record(Findings(job, ranks.axes, ranks.depth, nested, trained, scores, results))
+    with job.team.first():
+        if job.team.main:
+            write_stage(job, nested)
+            results = evaluate_stage(job, parent, nested, rivals, scores)
+            record(Findings(job, ranks.axes, ranks.depth, nested, trained, scores, results))
+    return read_json(job.run.folder / "summary.json")
 
 
 def rank_stage(job: Job) -> Ranks:
@@ -82,7 +92,7 @@ def rank_stage(job: Job) -> Ranks:
         depth = compare_methods(job.net, job.weights, job.depth_rows, keep_at_least=kept, progress=job.progress)
         write_json(folder / "depth.json", {method: asdict(found) for method, found in depth.items()})
 
-    folder = job.run.stage("rank", job.ranked_key, make)
+    folder = job.stage("rank", job.ranked_key, make)
     told = read_json(folder / "depth.json")
     depth = {method: DepthRanking(**{n: _tuple(v) for n, v in found.items()}) for method, found in told.items()}
     return Ranks(axes=AxisRanking.from_tensors(read_tensors(folder / "axes.safetensors")), depth=depth)
@@ -133,7 +143,7 @@ def price_stage(job: Job, space: NestedSpace, parent: Mapping[str, Tensor]) -> P
         write_json(folder / "latency.json", found.to_json())
 
     told = [job.parent.digest, space.to_json(), asdict(job.workload), job.device.name, repr(job.config.measure)]
-    folder = job.run.stage("price", digest("price", told), make)
+    folder = job.stage("price", digest("price", told), make)
     return MemberLatency.from_json(read_json(folder / "latency.json"))
 
 
@@ -146,7 +156,7 @@ def score_stage(job: Job, nested: Nested) -> dict[str, list[float]]:
         found = axis_scores(job.net, nested.weights, options, job.depth_rows, progress=job.progress)
         write_json(folder / "scores.json", found)
 
-    return read_json(job.run.stage("score", digest("score", job.ranked_key, space.to_json()), make) / "scores.json")
+    return read_json(job.stage("score", digest("score", job.ranked_key, space.to_json()), make) / "scores.json")
 
 
 def start_of(job: Job, blank: Nested, scores: Mapping[str, list[float]]) -> Nested:
@@ -171,7 +181,7 @@ def train_stage(job: Job, name: str, nested: Nested, config: ElasticTraining) ->
     fresh = replace(
         nested, weights=dict(teacher), router=copy.deepcopy(nested.router), gains=copy.deepcopy(nested.gains)
     )
-    folder = job.run.stage(
+    folder = job.run.stage(  # entered by all processes
         name, key, lambda folder: train(fresh, teacher, job.blocks.train, config, folder, job.progress) and None
     )
     return train(nested, teacher, job.blocks.train, config, folder)
