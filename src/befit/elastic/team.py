@@ -8,6 +8,7 @@ An error of the main process ends all: it alone tells what is wrong, the others 
 """
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ STEP = timedelta(hours=2)
 """How long a step of training may take, with the writing of a checkpoint of hundreds of GB."""
 FAILED = 2
 """Exit code of the others where the main process failed; its own, for an error that is the user's to fix."""
+LAST_WORDS = 1.0
+"""Seconds that the main process has to say what is wrong: when the first process ends, launchers end the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +58,7 @@ class Team:
             yield
             return
         if not self.main and not self._hear():
-            raise SystemExit(FAILED)
+            raise _left()
         done = False
         try:
             yield
@@ -72,7 +75,7 @@ class Team:
         except BefitError as error:
             if self.main:
                 raise
-            raise SystemExit(FAILED) from error
+            raise _left() from error
 
     def _tell(self, done: bool) -> None:
         # Where the others are gone already, the error that ended this block is the one to tell.
@@ -83,6 +86,12 @@ class Team:
         done = torch.tensor(False)
         torch.distributed.broadcast(done, src=0, group=self.group)
         return bool(done)
+
+
+def _left() -> SystemExit:
+    """The end of a process that has nothing to say."""
+    time.sleep(LAST_WORDS)
+    return SystemExit(FAILED)
 
 
 @cache
