@@ -15,6 +15,7 @@ import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -53,7 +54,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128, help="rows of 512 tokens in a step of the parent")
     parser.add_argument("--lr", type=float, default=2e-3, help="of the parent")
     parser.add_argument("--text", type=int, default=8_000_000, help="tokens of text to distil on")
-    parser.add_argument("--stages", default="16M@512x128, 8M@1024x64:0.5/0.3/0.2")
+    parser.add_argument("--stages", default="6M@512x128, 3M@1024x64:0.5/0.3/0.2")
     parser.add_argument("--elastic-lr", type=float, default=6e-4)
     parser.add_argument("--small", action="store_true", help="a network and steps for trying this out")
     asked = parser.parse_args()
@@ -94,25 +95,35 @@ def main() -> None:
         train=ElasticTraining(lr=asked.elastic_lr, tensorboard=False, checkpoint_seconds=600),
         baselines=True,
     )
-    with Bars() as progress:
-        summary = elastic(config, progress=progress)
-    training = summary["training"]
-    summary |= {
-        "pretraining": pretraining,
-        "mamba_kernels": ssd.kernels(),
-        "tokens_per_s": training["tokens"] / training["seconds"],
-        "seconds": time.monotonic() - begin,
-        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
-    }
-    asked.results.write_text(json.dumps(summary, indent=1) + "\n")
+    for step in (replace(config, baselines=False), config):  # what is finished is on disk before the baselines begin
+        with Bars() as progress:
+            summary = elastic(step, progress=progress)
+        note(asked.results, summary, pretraining, begin)
     rows = table_rows(summary)
     print(" | ".join(rows[0]))
     for row in rows:
         print(" | ".join(row.values()))
     for stage in summary["stages"]:
         print(f"{stage['name']:<16}{stage['seconds']:>8.1f} s")
+    speed = json.loads(asked.results.read_text())["tokens_per_s"]
+    print(f"elastic training {speed:,.0f} tokens/s; parent {pretraining['tokens_per_s']:,.0f} tokens/s")
+
+
+def note(results: Path, summary: dict[str, Any], pretraining: dict[str, Any], begin: float) -> None:
+    """Write the record of the run so far."""
+    training = summary["training"]
+    told = summary | {
+        "pretraining": pretraining,
+        "mamba_kernels": ssd.kernels(),
+        "tokens_per_s": training["tokens"] / training["seconds"],
+        "seconds": time.monotonic() - begin,
+        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+    }
+    results.write_text(json.dumps(told, indent=1) + "\n")
     print(
-        f"elastic training {summary['tokens_per_s']:,.0f} tokens/s; parent {pretraining['tokens_per_s']:,.0f} tokens/s"
+        f"{told['tokens_per_s']:,.0f} tokens/s",
+        {one["budget"]: round(one["kl"], 4) for one in told["members"]},
+        flush=True,
     )
 
 

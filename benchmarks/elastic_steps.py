@@ -51,8 +51,25 @@ from befit.lm.training import Learner, adam
 SHARES = (1.0, 0.75, 0.5, 0.25)
 WAYS = ("slice", "widths", "mask")
 SHAPES = {
-    # The embedded hybrid parent, and one that is large enough for a GPU: 207 million parameters, Nemotron-H's proportions.
+    # The embedded hybrid parent, one ten times its size, and one that is large enough for a GPU: 207 million parameters.
     "small": (HybridShape(), 3072, 4, 256),
+    "medium": (
+        HybridShape(
+            pattern="M-M-M*-M-M-M*-M-M-",
+            hidden=512,
+            heads=8,
+            kv_heads=4,
+            head_dim=64,
+            ffn=2048,
+            mamba_heads=16,
+            mamba_head_dim=64,
+            groups=4,
+            state=64,
+        ),
+        3072,
+        4,
+        256,
+    ),
     "large": (
         HybridShape(
             pattern="M-M-M-*-M-M-M-*-M-M-M-",
@@ -278,7 +295,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--shapes", default="", help="small, large or both; by default small on a CPU, both on a GPU")
+    parser.add_argument("--shapes", default="", help="some of small, medium, large; by default small and medium on a CPU, all on a GPU")
     parser.add_argument("--rounds", type=int, default=0, help="by default 8 on a CPU, 20 on a GPU")
     parser.add_argument("--threads", type=int, default=0, help="of a CPU; by default torch's own choice")
     parser.add_argument(
@@ -290,7 +307,7 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     rounds = arguments.rounds or (20 if device.type == "cuda" else 8)
-    names = (arguments.shapes or ("small,large" if device.type == "cuda" else "small")).split(",")
+    names = (arguments.shapes or ("small,medium,large" if device.type == "cuda" else "small,medium")).split(",")
     start, rows = time.perf_counter(), list[dict[str, Any]]()
     for compiled in (False, True) if arguments.compile else (False,):
         for name in names:

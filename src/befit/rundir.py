@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -24,6 +25,14 @@ def digest(*parts: Any) -> str:
     """A short name (16 hex digits) for JSON values: equal values, equal names, in any process."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def befit_version() -> str:
+    """The version that writes; "unknown" where befit runs from its source without being installed."""
+    try:
+        return version("befit")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 @contextmanager

@@ -7,7 +7,6 @@ more files: `router.safetensors` (the router, and the gains of the norms if ther
 """
 
 import hashlib
-import importlib.metadata
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -33,7 +32,7 @@ from befit.lm.families import family_of
 from befit.lm.network import Network, network_of
 from befit.lm.parent import read_config
 from befit.lm.prefix import prefix
-from befit.rundir import read_tensors, replacing_folder, write_tensors
+from befit.rundir import befit_version, read_tensors, replacing_folder, write_tensors
 
 ROUTER = "router.safetensors"
 """Router and gains, under names that begin with `router.` and `gains.`."""
@@ -167,7 +166,7 @@ def write_nested(folder: Path, nested: Nested, tokenizer: PreTrainedTokenizerBas
             state |= {f"gains.{name}": tensor for name, tensor in nested.gains.state_dict().items()}
         write_tensors(temporary / ROUTER, state)
         manifest = Manifest(
-            written_by=importlib.metadata.version("befit"),
+            written_by=befit_version(),
             family=nested.net.family.model_type,
             space=nested.space,
             workload=nested.workload,

@@ -3,7 +3,6 @@
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from time import gmtime, strftime
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ from befit.errors import Infeasible
 from befit.lm.depth import DepthRanking
 from befit.lm.rank import AxisRanking
 from befit.report.page import write_report
-from befit.rundir import write_json
+from befit.rundir import befit_version, write_json
 
 PANEL = 25
 """Sizes that the report's slider knows."""
@@ -49,7 +48,7 @@ def record(found: Findings) -> dict[str, Any]:
     members = [_member(nested, row) for row in found.results["members"]]
     summary = {
         "kind": "elastic",
-        "befit": _version(),
+        "befit": befit_version(),
         "run": str(job.config.out),
         "title": f"{job.parent.name}, nested: {job.config.budgets}",
         "made": strftime("%Y-%m-%dT%H:%M:%SZ", gmtime()),
@@ -209,13 +208,6 @@ def _kind(block: Block) -> str:
     mixer = {Attention: "attention", Mamba: "mamba"}.get(type(block.attention))
     ffn = "ffn" if isinstance(block.ffn, Ffn) else None
     return "+".join(filter(None, (mixer, ffn)))
-
-
-def _version() -> str:
-    try:
-        return version("befit")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def table_rows(summary: Mapping[str, Any]) -> list[dict[str, str]]:

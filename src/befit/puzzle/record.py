@@ -21,7 +21,7 @@ from befit.puzzle.library import Library
 from befit.puzzle.prices import Prices
 from befit.puzzle.score import Scores
 from befit.report.page import write_report
-from befit.rundir import read_json, write_json
+from befit.rundir import befit_version, read_json, write_json
 
 STEPS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.3, 1.45, 1.6)
 """Multiples of the budget at which the quality-cost front is solved."""
@@ -53,7 +53,7 @@ def record(found: Findings) -> dict[str, Any]:
     parent = _model(own, job.space.shape.arch, results["parent"]) | {"name": job.parent.name}
     budget = job.budget.resolve(_measured(base, job.space.shape.arch, found.results["parent_at_base"]))
     summary = {
-        "befit": _version(),
+        "befit": befit_version(),
         "title": f"{job.parent.name}, {job.budget}",
         "made": strftime("%Y-%m-%dT%H:%M:%SZ", gmtime()),
         "seed": job.config.seed,
@@ -298,12 +298,3 @@ def _command(job: Job) -> str:
     parent = f' --parent "{job.config.parent}"' if job.config.parent else ""
     rest = " --baselines" if job.config.baselines else ""
     return f'befit puzzle{parent} --budget "{job.config.budget}"{rest} --out {job.config.out}'
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("befit")
-    except PackageNotFoundError:
-        return "unknown"
