@@ -22,7 +22,7 @@ from befit.budget import Bound, Budget, human
 from befit.cost.count import Cost
 from befit.cost.workload import BYTES, Workload
 from befit.elastic.choose import COUNTED, Chooser
-from befit.elastic.fit import USABLE, free_memory
+from befit.elastic.memory import USABLE, free_memory
 from befit.elastic.manifest import NAME, Manifest
 from befit.elastic.nested import ROUTER, Nested, Pieces, memory_name, open_nested, read_folder
 from befit.errors import BadBudget, RunConflict

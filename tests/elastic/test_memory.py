@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from befit.elastic import fit
-from befit.elastic.fit import free_memory
+from befit.elastic import memory
+from befit.elastic.memory import free_memory
 from befit.errors import BefitError
 
 MEMINFO = """MemTotal:       16384 kB
@@ -18,7 +18,7 @@ MemAvailable:    8192 kB
 def test_a_machine_without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "meminfo").write_text(MEMINFO)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(fit, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
     assert free_memory() == (8192 * 1024, "this machine's memory")
 
 
@@ -36,11 +36,11 @@ def test_a_gpu_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_system_without_meminfo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(fit, "MEMINFO", tmp_path / "none")
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "none")
     pages = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 10}
-    monkeypatch.setattr(fit.os, "sysconf_names", pages)
-    monkeypatch.setattr(fit.os, "sysconf", pages.__getitem__)
+    monkeypatch.setattr(memory.os, "sysconf_names", pages)
+    monkeypatch.setattr(memory.os, "sysconf", pages.__getitem__)
     assert free_memory()[0] == 40960
-    monkeypatch.setattr(fit.os, "sysconf_names", {"SC_PAGE_SIZE": 4096})
+    monkeypatch.setattr(memory.os, "sysconf_names", {"SC_PAGE_SIZE": 4096})
     with pytest.raises(BefitError, match="give a budget"):
         free_memory()
