@@ -22,8 +22,8 @@ from befit.budget import Bound, Budget, human
 from befit.cost.count import Cost
 from befit.cost.workload import BYTES, Workload
 from befit.elastic.choose import COUNTED, Chooser
-from befit.elastic.memory import USABLE, free_memory
 from befit.elastic.manifest import NAME, Manifest
+from befit.elastic.memory import USABLE, free_memory
 from befit.elastic.nested import ROUTER, Nested, Pieces, memory_name, open_nested, read_folder
 from befit.errors import BadBudget, RunConflict
 from befit.lm.checkpoint import SHARD_BYTES, Checkpoint, write_shards
