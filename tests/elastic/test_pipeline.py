@@ -158,6 +158,20 @@ def test_budgets_of_memory(workshop: Path, tmp_path: Path) -> None:
     assert 0.99 <= small["memory_bytes"] / (0.6 * told["parent"]["memory_bytes"]) <= 1
 
 
+def test_budgets_of_latency_are_measured(workshop: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    more = ("--budgets=latency=100%, latency=70%", "--measure.repeats=1", "--measure.seconds=0", "--least=0.25")
+    assert main(command(workshop, out, "nemotron_h", *more)) == 0
+    told = read_json(out / "summary.json")
+    assert told["cost"] == "latency_ms"
+    small = next(one for one in told["members"] if one["budget"] == 0.7)
+    assert 0 < small["value"] <= small["limit"]
+    entries = read_json(out / "nested" / "nested.json")["entries"]
+    assert all(entry["latency_ms"] > 0 for entry in entries)
+    assert main(["cut", str(out), "--budget=70%", f"--out={tmp_path / 'cut'}"]) == 0
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "cut").num_parameters() == small["params"]
+
+
 Refused = Callable[..., str]
 
 

@@ -1,6 +1,6 @@
 """What one elastic run works on: parent, text, device, workload, and the names of what it keeps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 REDONE = ("baselines", "between", "held_out", "out")
 """Settings that may change in an existing run directory, because no finished stage depends on them alone."""
 LATENCY = "latency_ms"
+UNMEASURED = {LATENCY: 1e18}
+"""Stands for the parent's latency until it is measured: above any bound in milliseconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,8 +141,7 @@ def check(config: ElasticConfig, plain: Any, workload: Workload) -> None:
     net = network_of(plain, family_of(plain))
     whole(net.shape)
     costs = counted_costs(net, workload)
-    latency = "latency" in config.budgets or "ttft" in config.budgets
-    targets = parse_targets(config.budgets, costs | ({LATENCY: 1.0} if latency else {}))
+    targets = parse_targets(config.budgets, costs | UNMEASURED)
     if targets[0].cost != LATENCY:
         price = price_of(net.shape, targets[0].cost, workload)
         free = default_space(net.shape, tuple(range(net.shape.layers))[1:], least=config.least)
@@ -154,7 +155,7 @@ def counted_costs(net: Network, workload: Workload) -> dict[str, float]:
     return {name: float(getattr(cost, name)) for name in names}
 
 
-def targets_of(config: ElasticConfig, costs: dict[str, float]) -> tuple[Target, ...]:
+def targets_of(config: ElasticConfig, costs: Mapping[str, float]) -> tuple[Target, ...]:
     """The budgets, resolved with the parent's costs."""
     return parse_targets(config.budgets, costs)
 

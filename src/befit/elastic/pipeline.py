@@ -22,7 +22,7 @@ from befit.elastic.budgets import Price, check_targets, price_of
 from befit.elastic.config import ElasticConfig
 from befit.elastic.curriculum import ElasticTraining
 from befit.elastic.gains import Gains
-from befit.elastic.job import DTYPES, LATENCY, Job, targets_of
+from befit.elastic.job import DTYPES, LATENCY, UNMEASURED, Job, targets_of
 from befit.elastic.manifest import Quality as Judged
 from befit.elastic.manifest import evaluated, read_manifest, write_manifest
 from befit.elastic.nested import Nested, hash_of, write_nested
@@ -102,12 +102,9 @@ def blank_of(job: Job, ranks: Ranks, parent: Mapping[str, Tensor]) -> Nested:
     """The nested model before training: the sorted parent, and a router that knows no better than uniform ratios."""
     config = job.config
     space = job.space(ranks.depth[config.depth].removal)
-    latency = LATENCY in targets_of(config, job.costs | {LATENCY: 1.0})[0].cost
-    price: Price
-    if latency:
-        price = price_stage(job, space, parent)
-    else:
-        price = price_of(job.net.shape, targets_of(config, job.costs)[0].cost, job.workload)
+    bounded = targets_of(config, job.costs | UNMEASURED)[0].cost
+    latency = bounded == LATENCY
+    price = price_stage(job, space, parent) if latency else price_of(job.net.shape, bounded, job.workload)
     costs = job.costs | ({LATENCY: price(space.whole)} if latency else {})
     targets = targets_of(config, costs)
     check_targets(space, price, targets)
