@@ -173,8 +173,8 @@ def nested_block(summary: Mapping[str, Any]) -> str:
         *(_nested_row(row, parent, list(rivals.values())) for row in summary["members"] if row["trained"]),
         "",
         f"The parent's loss is {parent['loss']:.3f}. Training took {training['seconds']:.0f} s for {training['tokens']:,} tokens"
-        f"{', as many for each of the other two' if rivals else ''}; all stages before the "
-        f"evaluation took {sum(stage['seconds'] for stage in summary['stages']):.0f} s.{unseen} {_storage(summary['storage'])}",
+        f"{', as many for each of the other two' if rivals else ''}; all stages "
+        f"together took {sum(stage['seconds'] for stage in summary['stages']):.0f} s.{unseen} {_storage(summary['storage'])}",
     ]
     return "\n".join(lines) + "\n"
 
