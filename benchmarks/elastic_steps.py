@@ -295,7 +295,9 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--shapes", default="", help="some of small, medium, large; by default small and medium on a CPU, all on a GPU")
+    parser.add_argument(
+        "--shapes", default="", help="of small, medium, large; by default the first two on a CPU, all on a GPU"
+    )
     parser.add_argument("--rounds", type=int, default=0, help="by default 8 on a CPU, 20 on a GPU")
     parser.add_argument("--threads", type=int, default=0, help="of a CPU; by default torch's own choice")
     parser.add_argument(

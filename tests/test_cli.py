@@ -165,7 +165,7 @@ def test_text_that_cannot_be_used(
 def test_a_parent_of_another_family(workshop: Path, refused: Refused, tmp_path: Path) -> None:
     GPT2Config(architectures=["GPT2LMHeadModel"]).save_pretrained(tmp_path / "gpt2")
     message = refused("puzzle", f"--parent={tmp_path / 'gpt2'}", f"--out={tmp_path / 'out'}", "--device=cpu")
-    assert "'gpt2' (GPT2LMHeadModel)" in message and "llama, mistral, qwen2, qwen3" in message
+    assert "'gpt2' (GPT2LMHeadModel)" in message and "llama, mistral, nemotron_h, qwen2, qwen3" in message
     assert not (tmp_path / "out").exists()
 
 

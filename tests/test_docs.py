@@ -206,10 +206,7 @@ def test_figures_read_an_elastic_summary(figures: ModuleType) -> None:
     assert "| 100% | 4.00 M (100.0%) | 8.00 MiB (100%) | 2 | 3.000 | 0.090 | 0.010 |  |  |" in text
     assert "| 50% | 2.00 M (50.0%) | 4.00 MiB (50%) | 2 | 3.000 | 0.900 | 0.100 | 0.250 | 0.200 |" in text
     assert "| 75% |" not in text and "not trained for: 75.0%: 0.050." in text
-    assert (
-        "took 100 s for 1,000,000 tokens, as many for each of the other two; all stages together took 121 s"
-        in text
-    )
+    assert "took 100 s for 1,000,000 tokens, as many for each of the other two; all stages together took 121 s" in text
     assert "8.00 MiB, router and gains 40 KiB (0.49%); 2 separate checkpoints would have 12.00 MiB." in text
     alone = figures.nested_block(summary | {"baselines": {}})
     assert "| 50% | 2.00 M (50.0%) | 4.00 MiB (50%) | 2 | 3.000 | 0.900 | 0.100 |\n" in alone and "as many" not in alone

@@ -86,7 +86,7 @@ def test_samples_are_hard_with_the_gradient_of_the_softmax() -> None:
         assert torch.equal(soft.detach(), F.one_hot(torch.tensor(sample.choice[axis]), len(logits)).float())
         assert torch.equal(soft, again.soft[axis])
         uniform = torch.rand(len(logits), generator=generator, dtype=torch.float64)
-        expected = F.softmax((logits - (-uniform.log()).log().float()) / 0.7, dim=0)
+        expected = F.softmax(logits / 0.7 - (-uniform.log()).log().float(), dim=0)  # cold: less noise, too
         assert int(expected.argmax()) == sample.choice[axis]
         weight = torch.arange(len(logits)) ** 2.0
         wanted = torch.autograd.grad((expected * weight).sum(), list(router.parameters()), allow_unused=True)
@@ -106,6 +106,9 @@ def test_noise_depends_on_seed_and_step_and_samples_every_option() -> None:
     expected = 300 * F.softmax(router.scores(0.5)["ffn"], dim=0)  # argmax of logits plus Gumbel noise is such a draw
     assert (counts - expected).square().sum() / 300 < 3
     assert router.sample(0.5, temperature=1.0).choice == router.choose(0.5)
+    own = trained()  # without equal logits
+    cold = [own.sample(0.6, temperature=1e-6, generator=noise(0, step)).choice for step in range(20)]
+    assert all(choice == own.choose(0.6) for choice in cold)  # a cold router no longer explores
 
 
 @pytest.mark.parametrize("index", range(len(SPACES)))
@@ -166,7 +169,7 @@ def test_costs_are_exact_and_their_gradients_partial_differences(step: int, shar
     generator = noise(0, step)
     for (axis, logits), own in zip(router.scores(share).items(), router.routers, strict=True):
         gumbel = -(-torch.rand(len(logits), generator=generator, dtype=torch.float64).log()).log()
-        noisy = logits.detach().double() + gumbel
+        noisy = logits.detach().double() + 0.9 * gumbel
         prices = torch.tensor([price(space.member({**sample.choice, axis: k})) for k in range(len(logits))]).double()
         nudge = 1e-4 * torch.eye(len(logits), dtype=torch.float64)
         ahead, behind = (F.softmax((noisy + sign * nudge) / 0.9, dim=1) @ prices for sign in (1, -1))

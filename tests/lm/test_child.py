@@ -30,7 +30,7 @@ def test_a_config_is_a_copy() -> None:
 
 
 def test_building_on_meta_takes_no_memory_and_adopting_copies_nothing() -> None:
-    model = build(config_for(tiny.config(), ARCH))
+    model: Any = build(config_for(tiny.config(), ARCH))
     assert {p.device.type for p in model.parameters()} == {"meta"} and not model.training
     tensors = {name: torch.rand(p.shape) for name, p in model.state_dict().items()}
     adopt(model, tensors)
@@ -56,7 +56,7 @@ def test_rotary_frequencies_stay_exact_in_bf16() -> None:
     assert half_precision.dtype == torch.bfloat16
     assert {p.dtype for p in half_precision.parameters()} == {torch.bfloat16}
     assert torch.equal(half_precision.model.rotary_emb.inv_freq, exact.inv_freq)
-    row = from_parent(tiny.original().to(torch.bfloat16))
+    row: Any = from_parent(tiny.original().to(torch.bfloat16))
     assert row.dtype == torch.bfloat16 and row.model.rotary_emb.inv_freq.dtype == torch.float32
 
 

@@ -100,9 +100,8 @@ def test_a_row_of_mamba_runs_its_copies() -> None:
     own = DecoderArch(blocks=(replace(rig.shape.arch.blocks[0], attention=Mamba(heads=2)),))
     nothing = count(rig.shape, DecoderArch(blocks=(replace(own.blocks[0], attention=NoOp()),)), WORK)
     assert row.memory_bytes == 3 * (count(rig.shape, own, WORK).memory_bytes - nothing.memory_bytes)
-    prefill, decode = row.make()
-    shapes: list[Any] = [prefill().shape, decode().shape]
-    assert shapes == [(2, 9, 32), (2, 1, 32)]
+    outputs: list[Any] = [step() for step in row.make()]  # prefill, decode
+    assert [output.shape for output in outputs] == [(2, 9, 32), (2, 1, 32)]
     with pytest.raises(IllegalArch, match="cannot stand in"):
         rig.row("ffn", Mamba(heads=2))
 
