@@ -28,6 +28,7 @@ from befit.lm.corpus import END_ID, CorpusConfig, load_corpus
 from befit.lm.pretrain import PretrainConfig, pretrain
 from befit.lm.shapes import HybridShape
 from befit.progress import Bars
+from befit.rundir import replacing
 
 LARGE = HybridShape(
     pattern="M-M-M*-M-M-M*-M-M-",
@@ -70,7 +71,8 @@ def main() -> None:
     )
     if asked.small:
         recipe = replace(recipe, hybrid=SMALL, steps=3, batch=4, compile=False)
-    pretrain(recipe)
+    if not (recipe.out / "training.json").exists():  # the same command goes on where it stopped
+        pretrain(recipe)
     trained = json.loads((recipe.out / "training.json").read_text())
     pretraining = {
         "parameters": trained["parameters"],
@@ -82,7 +84,9 @@ def main() -> None:
     print("parent", json.dumps(pretraining), flush=True)
     asked.results.parent.mkdir(parents=True, exist_ok=True)
     asked.results.write_text(json.dumps({"pretraining": pretraining}) + "\n")
-    data = write_documents(corpus, asked.out / "text.jsonl", asked.text)
+    data = asked.out / "text.jsonl"
+    if not data.exists():
+        write_documents(corpus, data, asked.text)
     config = ElasticConfig(
         parent=str(recipe.out),
         data=str(data),
@@ -127,17 +131,16 @@ def note(results: Path, summary: dict[str, Any], pretraining: dict[str, Any], be
     )
 
 
-def write_documents(config: CorpusConfig, file: Path, tokens: int) -> Path:
+def write_documents(config: CorpusConfig, file: Path, tokens: int) -> None:
     """Documents of the token file's train and held-out rows, one JSON object a line; `tokens` of the train rows."""
     corpus = load_corpus(config)
-    with file.open("w") as out:
+    with replacing(file) as temporary, temporary.open("w") as out:
         for rows in (corpus.train[: tokens // corpus.train.shape[1]], corpus.held_out):
             flat = rows.flatten()
             ends = (flat == END_ID).nonzero().flatten().tolist()
             pieces = [flat[a + 1 : b].tolist() for a, b in pairwise(ends)]
             for text in corpus.tokenizer.batch_decode([piece for piece in pieces if piece]):
                 out.write(json.dumps({"text": text}) + "\n")
-    return file
 
 
 if __name__ == "__main__":
