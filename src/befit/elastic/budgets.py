@@ -324,7 +324,7 @@ def refuse_too_small(space: NestedSpace, price: Price, limit: float, cost: str =
     if least > limit:
         share = least / price(space.whole)
         raise Infeasible(
-            f"no member of this nested model has a {word_of(cost)} of at most {human(cost, limit)}: the smallest has "
+            f"no member of this nested model keeps {word_of(cost)}<={human(cost, limit)}: the smallest has "
             f"{human(cost, least)}, {share:.1%} of its parent's; raise the budget, or "
             "admit narrower widths or more removed layers",
             binding=cost,

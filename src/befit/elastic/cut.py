@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from befit.arch.decoder import DecoderArch
@@ -24,17 +23,17 @@ from befit.cost.workload import BYTES, Workload
 from befit.elastic.choose import COUNTED, Chooser
 from befit.elastic.manifest import NAME, Manifest
 from befit.elastic.memory import USABLE, free_memory
-from befit.elastic.nested import ROUTER, Nested, Pieces, memory_name, open_nested, read_folder
+from befit.elastic.nested import FOLDER, ROUTER, Nested, Pieces, memory_name, open_nested, read_folder
 from befit.errors import BadBudget, RunConflict
 from befit.lm.checkpoint import SHARD_BYTES, Checkpoint, write_shards
 from befit.lm.extract import LAYOUTS, member_config, own_code, pad, padded, sizes
+from befit.lm.precision import DTYPES
 from befit.lm.prefix import plan, take
 from befit.rundir import replacing_folder, write_json
 
 RECORD = "cut.json"
 """What a cut says of itself; a folder that has it may be replaced by another cut."""
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 CARRIED = ("generation_config.json", "token*", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
 """Files that a cut takes over as they are: the tokenizer's, and how to generate; chat templates lie beside them."""
@@ -227,7 +226,7 @@ def workload_of(source: Path) -> Workload:
 
 
 def _nested_folder(source: Path) -> Path:
-    for folder in (source, source / "nested"):
+    for folder in (source, source / FOLDER):
         if (folder / NAME).is_file():
             return folder
     raise RunConflict(f"{source} holds no nested model (no {NAME}); give the --out of a finished `befit elastic` run")

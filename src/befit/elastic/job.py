@@ -23,11 +23,11 @@ from befit.lm.data import load_texts, pack, stamp
 from befit.lm.families import family_of
 from befit.lm.network import Network, network_of
 from befit.lm.parent import Parent, find, load_parent, read_config
+from befit.lm.precision import DTYPES
 from befit.lm.prefix import layout
 from befit.progress import Progress
 from befit.rundir import Run, digest, read_tensors, write_tensors
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 REDONE = ("baselines", "between", "held_out", "out")
 """Settings that may change in an existing run directory, because no finished stage depends on them alone."""
 LATENCY = "latency_ms"

@@ -34,6 +34,8 @@ from befit.lm.parent import read_config
 from befit.lm.prefix import prefix
 from befit.rundir import befit_version, read_tensors, replacing_folder, write_tensors
 
+FOLDER = "nested"
+"""Of the nested checkpoint, in a run directory."""
 ROUTER = "router.safetensors"
 """Router and gains, under names that begin with `router.` and `gains.`."""
 

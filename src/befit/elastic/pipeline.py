@@ -22,10 +22,10 @@ from befit.elastic.budgets import Price, check_targets, price_of
 from befit.elastic.config import ElasticConfig
 from befit.elastic.curriculum import ElasticTraining
 from befit.elastic.gains import Gains
-from befit.elastic.job import DTYPES, LATENCY, UNMEASURED, Job, targets_of
+from befit.elastic.job import LATENCY, UNMEASURED, Job, targets_of
 from befit.elastic.manifest import Quality as Judged
 from befit.elastic.manifest import evaluated, read_manifest, write_manifest
-from befit.elastic.nested import Nested, hash_of, write_nested
+from befit.elastic.nested import FOLDER, Nested, hash_of, write_nested
 from befit.elastic.record import Trained
 from befit.elastic.router import Router
 from befit.elastic.space import NestedSpace
@@ -35,15 +35,13 @@ from befit.elastic.train import train
 from befit.lm.data import digest as tensor_digest
 from befit.lm.depth import DepthRanking, Method, compare_methods
 from befit.lm.network import head, hidden_states
+from befit.lm.precision import DTYPES
 from befit.lm.prefix import prefix
 from befit.lm.quality import Predictor, judge
 from befit.lm.rank import AxisRanking, axis_scores, rank_axes
 from befit.lm.sort import sort_weights
 from befit.progress import Progress, silent
 from befit.rundir import digest, read_json, read_tensors, write_json, write_tensors
-
-NESTED = "nested"
-"""The nested checkpoint's folder in the run directory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +214,7 @@ def write_stage(job: Job, nested: Nested) -> None:
     own = {name: weight.to("cpu", DTYPES[job.dtype]) for name, weight in nested.weights.items()}
     rotary = None if job.net.rotary is None else copy.deepcopy(job.net.rotary).cpu()
     plain = replace(nested, weights=own, net=replace(job.net, rotary=rotary))
-    write_nested(job.run.folder / NESTED, plain, job.parent.tokenizer)
+    write_nested(job.run.folder / FOLDER, plain, job.parent.tokenizer)
 
 
 def evaluate_stage(
@@ -239,7 +237,7 @@ def evaluate_stage(
         write_json(folder / "results.json", found)
 
     results = read_json(job.run.stage("evaluate", digest("evaluate", told), make) / "results.json")
-    folder = job.run.folder / NESTED
+    folder = job.run.folder / FOLDER
     quality = {row["share"]: Judged(**row["trained"]) for row in results["members"]}
     latency = {float(share): ms for share, ms in results.get("latency_ms", {}).items()}
     write_manifest(folder, evaluated(read_manifest(folder, nested.net.shape), quality, latency))

@@ -13,7 +13,7 @@ from befit.arch.decoder import Attention, Block, Ffn, Mamba
 from befit.arch.member import WIDTHS, Member, whole
 from befit.budget import human, word_of
 from befit.elastic.job import Job
-from befit.elastic.nested import ROUTER, Nested
+from befit.elastic.nested import FOLDER, ROUTER, Nested
 from befit.elastic.record import Trained
 from befit.errors import Infeasible
 from befit.lm.depth import DepthRanking
@@ -125,7 +125,7 @@ def _sorted(scores: torch.Tensor) -> list[float]:
 
 
 def _storage(job: Job, nested: Nested) -> dict[str, Any]:
-    folder = job.run.folder / "nested"
+    folder = job.run.folder / FOLDER
     files = {path.name: path.stat().st_size for path in folder.glob("*.safetensors")}
     gains = 0 if nested.gains is None else sum(4 * p.numel() for p in nested.gains.parameters())
     return {

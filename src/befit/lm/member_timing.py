@@ -20,7 +20,8 @@ from befit.cost.device import Device
 from befit.cost.workload import Workload
 from befit.lm.extract import member_model, padded
 from befit.lm.network import Network
-from befit.lm.timing import DTYPES, EFFORT, Effort, FixedCache, Steps, Timed, model_steps, time_jobs
+from befit.lm.precision import DTYPES
+from befit.lm.timing import EFFORT, Effort, FixedCache, Steps, Timed, model_steps, time_jobs
 from befit.progress import Progress, silent
 
 

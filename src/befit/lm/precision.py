@@ -14,6 +14,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Number formats, by the names that users write."""
+
 
 def mixed(device: torch.device) -> AbstractContextManager[Any]:
     """A context in which linear maps multiply in bf16 where the device is faster at that. Not for exact comparisons."""

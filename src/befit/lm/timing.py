@@ -29,11 +29,10 @@ from befit.cost.workload import Workload
 from befit.errors import BefitError, IllegalArch
 from befit.lm.child import build, config_for, half
 from befit.lm.modeling_befit import BefitForCausalLM, BefitLayer, has_cache
+from befit.lm.precision import DTYPES
 from befit.progress import Progress, silent
 from befit.rundir import digest
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""torch's type of each number format."""
 FORMAT = 1
 """Part of every key: raise it when a change here makes stored tables wrong."""
 COPIES = 4

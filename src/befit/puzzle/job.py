@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from befit.arch.decoder import DecoderShape
@@ -17,13 +16,13 @@ from befit.lm.data import Blocks, load_blocks, stamp
 from befit.lm.data import digest as tensor_digest
 from befit.lm.families import family_of
 from befit.lm.parent import Parent, find, load_parent, read_config
+from befit.lm.precision import DTYPES
 from befit.progress import Progress
 from befit.puzzle.config import PuzzleConfig
 from befit.puzzle.prices import check_counted
 from befit.puzzle.score import load_task
 from befit.rundir import Run, digest, read_tensors, write_tensors
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 REDONE = ("budget", "baselines", "solutions", "polish", "heal", "batches", "out")
 """Settings that may change in an existing run directory, because no finished stage depends on them alone."""
 

@@ -15,8 +15,9 @@ from befit.budget import Budget, human
 from befit.cost.count import attention_cost, count, ffn_cost
 from befit.cost.device import this_device
 from befit.cost.workload import BYTES, Workload
+from befit.lm.precision import DTYPES
 from befit.puzzle.config import PuzzleConfig
-from befit.puzzle.job import DTYPES, check, chosen_dtype, workload_of
+from befit.puzzle.job import check, chosen_dtype, workload_of
 
 REACHED = {"cpu": 0.5, "cuda": 0.25}
 """Share of a matrix product's speed that the stages reach. CPU: measured, the demo's stages reached 88 to 150 GFLOP/s where a
