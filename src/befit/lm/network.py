@@ -350,6 +350,8 @@ def _head_gate(gates: Gates, heads: int, channels: int, device: torch.device) ->
 def _rms_norm(x: Tensor, weight: Tensor, eps: float, gate: Tensor | None = None) -> Tensor:
     """x / rms(x) * weight over the last dimension, of which only the open channels count."""
     wide = _wide(x)
+    if gate is None and x.is_cuda:  # one kernel instead of five; on a CPU it is the slower of the two
+        return F.rms_norm(wide, weight.shape, weight.to(wide.dtype), eps).to(x.dtype)
     count = x.shape[-1] if gate is None else gate.sum()
     scaled = wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) / count + eps)
     return (scaled * weight).to(x.dtype)
