@@ -25,7 +25,7 @@ import transformers
 from torch import Tensor
 
 from befit.arch.decoder import DecoderArch
-from befit.arch.space import DecoderSpace
+from befit.arch.decoder_space import DecoderSpace
 from befit.cost.device import this_device
 from befit.lm.data import load_blocks
 from befit.lm.parent import load_parent

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from befit.arch.decoder import DecoderArch as DecoderArch
+    from befit.arch.decoder_space import DecoderSpace as DecoderSpace
     from befit.arch.member import Member as Member
-    from befit.arch.space import DecoderSpace as DecoderSpace
     from befit.budget import Budget as Budget
     from befit.cost.workload import Workload as Workload
     from befit.elastic.config import ElasticConfig as ElasticConfig
@@ -36,7 +36,7 @@ _HOMES = {
     "BefitError": "befit.errors",
     "Budget": "befit.budget",
     "DecoderArch": "befit.arch.decoder",
-    "DecoderSpace": "befit.arch.space",
+    "DecoderSpace": "befit.arch.decoder_space",
     "ElasticConfig": "befit.elastic.config",
     "Infeasible": "befit.errors",
     "Member": "befit.arch.member",

@@ -24,6 +24,7 @@ _COSTS = {
     "weight_bytes": ("weights", "bytes"),
     "cache_bytes": ("cache", "bytes"),
     "flops": ("flops", "flops"),
+    "macs": ("macs", "flops"),
     "latency_ms": ("latency", "ms"),
     "prefill_ms": ("prefill_ms", "ms"),
     "decode_ms": ("decode_ms", "ms"),

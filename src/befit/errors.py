@@ -7,6 +7,7 @@
     ├── DiskFull           no room for a file that had to be written; what was there is intact
     ├── IllegalArch        an architecture outside its space                      (also ValueError)
     ├── Infeasible         no architecture of the space meets the budget
+    ├── TrialFailed        a candidate that could not be scored: out of memory, NaN, too slow, over budget as measured
     ├── UnsupportedModel   a parent befit cannot take apart
     └── RunConflict        a run directory that holds something else
 
@@ -40,6 +41,24 @@ class IllegalArch(BefitError, ValueError):
     """An architecture that its space does not contain, or JSON that is no architecture."""
 
 
+class TrialFailed(BefitError):
+    """A candidate that could not be scored; the study goes on.
+
+    `reason` is one of `REASONS`, the message has the details.
+    """
+
+    def __init__(self, message: str, *, reason: str = "crash") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _trial_failed, (str(self), self.reason)
+
+
+REASONS = ("over-budget", "invalid", "nan", "out-of-memory", "timeout", "crash", "killed", "surplus")
+"""Why a trial has no score, as reports count them."""
+
+
 class UnsupportedModel(BefitError):
     """A parent of a family, or with a feature, that befit does not know how to take apart."""
 
@@ -62,6 +81,10 @@ class Infeasible(BefitError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return _infeasible, (str(self), self.binding, self.nearest)
+
+
+def _trial_failed(message: str, reason: str) -> TrialFailed:
+    return TrialFailed(message, reason=reason)
 
 
 def _infeasible(message: str, binding: str, nearest: Mapping[str, float]) -> Infeasible:

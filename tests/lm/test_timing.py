@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
 from befit.arch.decoder import Attention, DecoderArch, Ffn, Linear, Mamba, NoOp
-from befit.arch.space import DecoderSpace
+from befit.arch.decoder_space import DecoderSpace
 from befit.cost.count import count
 from befit.cost.device import Device, Step, Timing, this_device
 from befit.cost.latency import LatencyTable, errors

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tests import tiny
 
-from befit.arch.space import DecoderSpace
+from befit.arch.decoder_space import DecoderSpace
 from befit.lm.child import arch_of
 from befit.lm.families import family_of
 from befit.puzzle.library import Library

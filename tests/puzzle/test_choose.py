@@ -11,7 +11,7 @@ from tests import tiny
 from tests.puzzle.test_prices import WORK, prices_of, scores_of, space_of
 
 from befit.arch.decoder import Attention, Block, DecoderArch, NoOp
-from befit.arch.space import DecoderSpace
+from befit.arch.decoder_space import DecoderSpace
 from befit.budget import Bound, Budget
 from befit.errors import Infeasible
 from befit.puzzle import baselines

@@ -9,7 +9,7 @@ from tests.puzzle.conftest import MakeLibrary
 from tests.puzzle.test_prices import WORK, prices_of, scores_of, space_of
 
 from befit.arch.decoder import DecoderArch
-from befit.arch.space import DecoderSpace
+from befit.arch.decoder_space import DecoderSpace
 from befit.budget import Budget
 from befit.lm.quality import evaluate
 from befit.puzzle import polish as module

@@ -8,7 +8,7 @@ from tests import tiny
 from tests.puzzle.conftest import ATTENTION, FFN
 
 from befit.arch.decoder import Attention, Ffn, NoOp
-from befit.arch.space import DecoderSpace
+from befit.arch.decoder_space import DecoderSpace
 from befit.budget import Budget
 from befit.cost.count import count
 from befit.cost.device import Device

@@ -1,200 +1,275 @@
-"""The space of children: which variants each layer may use, and which combinations the target can run.
+"""A search space: named choices, some of them only open under a condition, and a rule of what is legal.
 
-`DecoderSpace` is made from the parent's shape, a list of variants and a target; it knows every layer's legal options, tests
-whole architectures, counts and samples them. Sources: options per layer as in Puzzle (arXiv 2411.19146, section 2);
-the targets' rules as their loaders have them (vLLM's and llama.cpp's `nemotron-nas`).
+    space = Space({
+        "width": Choice(16, 32, 64),
+        "mixer": Choice("conv", "pool"),
+        "kernel": Choice(3, 5, when={"mixer": "conv"}),   # there is a kernel only where there is a convolution
+    })
+    arch = space.sample(random.Random(0))                  # {'width': 32, 'mixer': 'conv', 'kernel': 5}
+
+An `Arch` is one point: a frozen, hashable mapping of the open choices, in the space's order, with a strict JSON form. A space
+holds no state and draws no numbers of its own: whoever samples brings a `random.Random`. What a space adds to its choices
+(which archs are legal, which compute the same function, what a predictor should look at) are functions given to it.
 """
 
+import functools
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Any
 
-from befit.arch.decoder import (
-    Attention,
-    AttentionVariant,
-    Block,
-    DecoderArch,
-    DecoderShape,
-    Ffn,
-    FfnVariant,
-    Linear,
-    Mamba,
-    NoOp,
-)
 from befit.errors import IllegalArch
 
-TARGETS = ("hf", "vllm", "llama.cpp")
-"""Where a child may have to run: transformers, vLLM's and llama.cpp's stock model classes."""
+Value = str | int | float | bool
+"""What an option may be: anything that JSON and an Optuna storage keep as it is."""
 
-ATTENTION = ("all", "/2", "/4", "1", "window", "linear", "noop")
-"""Default variants of attention and of Mamba-2: KV heads or Mamba heads kept, a sliding window, one matrix, nothing."""
-
-FFN = ("100", "87", "75", "62", "50", "37", "25", "12", "linear", "noop")
-"""Default FFN variants: percent of the parent's width, one matrix, nothing."""
+TRIES = 10_000
+"""Draws after which a rule that refuses them all counts as one that refuses everything."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class DecoderSpace:
-    """All legal children of one parent for one target."""
+class Choice:
+    """One of several options, distinct and at least one; with `when`, open only where other choices took certain options.
 
-    shape: DecoderShape
-    """The parent."""
-    target: str = "hf"
-    """One of `TARGETS`."""
-    attention: tuple[str, ...] = ATTENTION
-    """Names of attention variants: all, /N, N (KV heads), window, window=N, linear, noop; of Mamba-2, where N KV heads and
-    windows mean nothing: all, /N (Mamba heads, the same share of every SSM group), linear, noop."""
-    ffn: tuple[str, ...] = FFN
-    """Names of FFN variants: percent of the parent's width, linear, noop."""
-    window: int = 64
-    """Tokens of the variant named plain `window`."""
+    `when={"mixer": "conv"}` and `when={"mixer": ("conv", "attention"), "depth": (2, 3)}` name earlier choices of the
+    space; all conditions must hold, and a choice that is itself closed fulfils none.
+    """
+
+    def __init__(self, *options: Value, when: Mapping[str, Value | Sequence[Value]] | None = None) -> None:
+        kinds = {(type(option), option) for option in options}
+        if not options or len(kinds) < len(options):
+            raise IllegalArch(f"Choice needs distinct options, at least one; got {options!r}")
+        for option in options:
+            if not isinstance(option, str | int | float):  # pyright: ignore[reportUnnecessaryIsInstance] - users need not check types
+                raise IllegalArch(
+                    f"Choice: an option must be a text, a number or a truth value, got {option!r} "
+                    f"({type(option).__name__}); name it, and look the name up where the network is built"
+                )
+        self.options: tuple[Value, ...] = options
+        self.when: dict[str, tuple[Value, ...]] = {
+            name: (told,) if isinstance(told, str | int | float) else tuple(told) for name, told in (when or {}).items()
+        }
+
+    def open(self, values: Mapping[str, Value]) -> bool:
+        """Whether the choice is to be made, given the values of earlier ones."""
+        return all(name in values and _in(values[name], allowed) for name, allowed in self.when.items())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Choice) and (self.options, self.when) == (other.options, other.when)
+
+    def __hash__(self) -> int:
+        return hash((self.options, tuple(self.when)))
+
+    def __repr__(self) -> str:
+        condition = f", when={self.when!r}" if self.when else ""
+        return f"Choice({', '.join(map(repr, self.options))}{condition})"
+
+
+@dataclass(frozen=True, eq=True)
+class Arch(Mapping[str, Value]):
+    """One point of a space: the options taken, by name. Hashable, ordered as the space is, equal by content."""
+
+    items_: tuple[tuple[str, Value], ...]
+    """Name and option of every open choice."""
+
+    def __getitem__(self, name: str) -> Value:
+        for own, value in self.items_:
+            if own == name:
+                return value
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, _ in self.items_)
+
+    def __len__(self) -> int:
+        return len(self.items_)
+
+    def __hash__(self) -> int:
+        return hash(self.items_)
+
+    def to_json(self) -> dict[str, Value]:
+        """The options by name, as JSON keeps them; `Space.arch` reads them back."""
+        return dict(self.items_)
+
+    def __repr__(self) -> str:
+        return f"Arch({dict(self.items_)!r})"
+
+
+@dataclass(frozen=True)
+class Space:
+    """Named choices and what is known about their combinations."""
+
+    choices: Mapping[str, Choice]
+    """In the order in which they are made: a condition names earlier choices only."""
+    legal: Callable[[Arch], bool] | None = None
+    """Which combinations may be built; all if None."""
+    same: Callable[[Arch], Any] | None = None
+    """A hashable key that archs computing the same function share; the arch itself if None."""
+    features: Callable[[Arch], Sequence[float]] | None = None
+    """Numbers a predictor should see beside the one-hot code, always as many; none if None."""
 
     def __post_init__(self) -> None:
-        if self.target not in TARGETS:
-            raise IllegalArch(f"unknown target {self.target!r}; expected one of {', '.join(TARGETS)}")
-        own = self.shape.arch.blocks
-        if self.target != "hf" and any(isinstance(block.attention, Mamba) for block in own):
-            raise IllegalArch(
-                f"target {self.target} cannot run children of a hybrid, whose layers differ; use target hf"
-            )
-        if not any(isinstance(block.attention, Attention) for block in own):
-            raise IllegalArch("the parent has no attention layer; a child must keep at least one")
-        for layer in range(self.shape.layers):
-            self.blocks(layer)
+        if not self.choices:
+            raise IllegalArch("a space needs at least one choice")
+        earlier = set[str]()
+        for name, choice in self.choices.items():
+            for other, allowed in choice.when.items():
+                if other not in earlier:
+                    raise IllegalArch(f"choice {name!r}: its condition names {other!r}, which is no earlier choice")
+                for value in allowed:
+                    if not _in(value, self.choices[other].options):
+                        raise IllegalArch(f"choice {name!r}: its condition wants {other}={value!r}, no option there")
+            earlier.add(name)
 
-    @property
-    def multiple(self) -> int:
-        """What FFN widths are rounded to: 256 for real models and for vLLM, 32 for small ones."""
-        return 256 if self.target == "vllm" or self.shape.hidden >= 1024 else 32
+    def arch(self, values: Mapping[str, Any]) -> Arch:
+        """The arch of these values, in order. Raises `IllegalArch` naming what is unknown, missing, closed or refused."""
+        taken = dict[str, Value]()
+        for name, choice in self.choices.items():
+            if choice.open(taken):
+                if name not in values:
+                    raise IllegalArch(f"arch: choice {name!r} is missing; expected one of {list(choice.options)}")
+                if not _in(values[name], choice.options):
+                    raise IllegalArch(f"arch: {name}={values[name]!r} is no option; expected {list(choice.options)}")
+                taken[name] = choice.options[_place(values[name], choice.options)]
+        if extra := [name for name in values if name not in taken]:
+            raise IllegalArch(f"arch: {', '.join(map(repr, extra))} given, but no choice of that name is open here")
+        arch = Arch(tuple(taken.items()))
+        if self.legal is not None and not self.legal(arch):
+            raise IllegalArch(f"arch: the space's rule refuses {arch.to_json()}")
+        return arch
 
-    def attention_variants(self, layer: int) -> tuple[AttentionVariant, ...]:
-        """The layer's own mixer first, then every other legal one, without repetition; in a layer without, only that."""
-        own = self.shape.arch.blocks[layer].attention
-        found: dict[AttentionVariant, None] = {own: None}
-        for name in () if isinstance(own, NoOp) else self.attention:
-            for variant in self._attention(name, own):
-                if self._runs(layer, variant):
-                    found[variant] = None
-        return tuple(found)
-
-    def ffn_variants(self, layer: int) -> tuple[FfnVariant, ...]:
-        """The layer's own FFN first, then every other legal one, without repetition; in a layer without, only that."""
-        own = self.shape.arch.blocks[layer].ffn
-        found: dict[FfnVariant, None] = {own: None}
-        for name in () if isinstance(own, NoOp) else self.ffn:
-            variant = self._ffn(name, own)
-            if variant is not None and not (isinstance(variant, Linear) and self.target != "hf"):
-                found[variant] = None
-        return tuple(found)
-
-    def blocks(self, layer: int) -> tuple[Block, ...]:
-        """Every legal pair for a layer, the parent's own pair first."""
-        return self._options[layer]
-
-    @cached_property
-    def _options(self) -> tuple[tuple[Block, ...], ...]:
-        """All layers' pairs: searches ask for them thousands of times."""
-        return tuple(self._blocks(layer) for layer in range(self.shape.layers))
-
-    @cached_property
-    def _known(self) -> tuple[frozenset[Block], ...]:
-        return tuple(frozenset(options) for options in self._options)
-
-    def _blocks(self, layer: int) -> tuple[Block, ...]:
-        pairs = [
-            Block(attention=a, ffn=f)
-            for a in self.attention_variants(layer)
-            for f in self.ffn_variants(layer)
-            # llama.cpp passes the layer's input on where there is no FFN, and so would lose the attention's output.
-            if not (self.target == "llama.cpp" and isinstance(f, NoOp) and not isinstance(a, NoOp))
-        ]
-        return tuple(pairs)
-
-    def check(self, arch: DecoderArch) -> None:
-        """Raise `IllegalArch`, saying which layer and rule, unless the space contains `arch`."""
-        if len(arch.blocks) != self.shape.layers:
-            raise IllegalArch(f"the parent has {self.shape.layers} layers, the architecture {len(arch.blocks)}")
-        for layer, block in enumerate(arch.blocks):
-            if block not in self._known[layer]:
-                raise IllegalArch(f"layer {layer}: {block.name} is not among the options for target {self.target}")
-        if not any(isinstance(block.attention, Attention) for block in arch.blocks):
-            raise IllegalArch("no layer has attention; at least one must keep it")
-
-    def contains(self, arch: DecoderArch) -> bool:
-        """Whether `check` accepts."""
+    def contains(self, values: Mapping[str, Any]) -> bool:
+        """Whether these values are an arch of this space."""
         try:
-            self.check(arch)
+            self.arch(values)
         except IllegalArch:
             return False
         return True
 
-    @property
-    def size(self) -> int:
-        """How many architectures the space contains."""
-        blocks = [self.blocks(layer) for layer in range(self.shape.layers)]
-        without = [sum(not isinstance(b.attention, Attention) for b in options) for options in blocks]
-        return math.prod(len(options) for options in blocks) - math.prod(without)
+    def sample(self, rng: random.Random) -> Arch:
+        """An arch by uniform draws, choice after choice, redrawn until legal. `IllegalArch` if nothing seems to be."""
+        return self._first(lambda: self._complete({}, rng))
 
-    def sample(self, rng: random.Random) -> DecoderArch:
-        """One architecture, uniformly; `rng` is advanced."""
-        while True:
-            arch = DecoderArch(blocks=tuple(rng.choice(self.blocks(i)) for i in range(self.shape.layers)))
-            if any(isinstance(block.attention, Attention) for block in arch.blocks):
+    def mutate(self, arch: Arch, rng: random.Random) -> Arch:
+        """One choice changed to another option; what this opens is drawn. The same arch if there is no other."""
+
+        def changed() -> Arch | None:
+            open_ = [name for name in arch if len(self.choices[name].options) > 1]
+            if not open_:
                 return arch
+            name = rng.choice(open_)
+            option = rng.choice([option for option in self.choices[name].options if option != arch[name]])
+            return self._complete({**arch, name: option}, rng)
 
-    def _runs(self, layer: int, variant: AttentionVariant) -> bool:
-        """The rules for attention that depend on the target."""
-        if self.target == "vllm" and layer == 0 and not isinstance(variant, Attention):
-            return False  # vLLM's first layer hands its residual on only through real attention.
-        if self.target == "hf":
-            return True
-        own = self.shape.arch.blocks[layer].attention
-        if isinstance(variant, Attention) and isinstance(own, Attention):
-            return variant.window == own.window
-        return not isinstance(variant, Linear)
+        return self._first(changed)
 
-    def _attention(self, name: str, own: AttentionVariant) -> Sequence[AttentionVariant]:
-        if name in ("linear", "noop"):
-            return [Linear() if name == "linear" else NoOp()]
-        word, _, number = name.partition("=")
-        if name == "window" or (word == "window" and _counts(number)):
-            window = int(number or self.window)
-            if isinstance(own, Attention) and (own.window is None or window < own.window):
-                return [Attention(kv_heads=own.kv_heads, window=window)]
-            return []
-        divisor = name.removeprefix("/")
-        if name != "all" and not _counts(divisor):
-            raise IllegalArch(
-                f"unknown attention variant {name!r}; expected all, /N, N, window, window=N, linear or noop"
-            )
-        if isinstance(own, Mamba):
-            return (
-                [Mamba(heads=own.heads // int(divisor))] if name[0] == "/" and self._shares(own, int(divisor)) else []
-            )
-        if not isinstance(own, Attention):
-            return []
-        heads = own.kv_heads if name == "all" else own.kv_heads // int(divisor) if name[0] == "/" else int(name)
-        exact = name == "all" or name[0] != "/" or own.kv_heads % int(divisor) == 0
-        fits = exact and 0 < heads <= own.kv_heads and own.kv_heads % heads == 0
-        return [Attention(kv_heads=heads, window=own.window)] if fits else []
+    def neighbours(self, arch: Arch) -> tuple[Arch, ...]:
+        """Every legal arch with one choice changed; what this opens takes its first option."""
+        found = dict[Arch, None]()
+        for name in arch:
+            for option in self.choices[name].options:
+                if option != arch[name]:
+                    other = self._complete({**arch, name: option}, None)
+                    if other is not None:
+                        found[other] = None
+        return tuple(found)
 
-    def _shares(self, own: Mamba, divisor: int) -> bool:
-        """Whether every SSM group can keep exactly one `divisor`-th of its heads."""
-        return self.shape.mamba is not None and own.heads % (divisor * self.shape.mamba.groups) == 0
+    def cross(self, first: Arch, second: Arch, rng: random.Random) -> Arch:
+        """Each choice from either parent; what neither made is drawn."""
 
-    def _ffn(self, name: str, own: FfnVariant) -> FfnVariant | None:
-        if name in ("linear", "noop"):
-            return Linear() if name == "linear" else NoOp()
-        if not (_counts(name) and int(name) <= 100):
-            raise IllegalArch(f"unknown FFN variant {name!r}; expected a percentage from 1 to 100, linear or noop")
-        if not isinstance(own, Ffn):
-            return None
-        width = round(own.width * int(name) / 100 / self.multiple) * self.multiple
-        return Ffn(width=min(max(width, self.multiple), own.width)) if name != "100" else own
+        def mixed() -> Arch | None:
+            names = [name for name in self.choices if name in first or name in second]
+            pairs = {name: [parent[name] for parent in (first, second) if name in parent] for name in names}
+            return self._complete({name: rng.choice(values) for name, values in pairs.items()}, rng)
+
+        return self._first(mixed)
+
+    def encode(self, arch: Arch) -> tuple[float, ...]:
+        """One-hot over all choices in order, zeros where a choice is closed. Its length is the same for every arch."""
+        return tuple(
+            float(name in arch and arch[name] == option)
+            for name, choice in self.choices.items()
+            for option in choice.options
+        )
+
+    def key(self, arch: Arch) -> Any:
+        """What `arch` shares with every arch that computes the same function."""
+        return arch if self.same is None else self.same(arch)
+
+    @functools.cached_property
+    def size(self) -> int:
+        """How many archs there are: counted without building any where there is no rule and no condition."""
+        if self.legal is None and not any(choice.when for choice in self.choices.values()):
+            return math.prod(len(choice.options) for choice in self.choices.values())
+        if self.legal is None:
+            return self._count()
+        return sum(1 for _ in self.enumerate())
+
+    def enumerate(self) -> Iterator[Arch]:
+        """Every legal arch once, the last choice changing fastest."""
+        names = list(self.choices)
+
+        def below(place: int, taken: dict[str, Value]) -> Iterator[Arch]:
+            if place == len(names):
+                arch = Arch(tuple(taken.items()))
+                if self.legal is None or self.legal(arch):
+                    yield arch
+                return
+            choice = self.choices[names[place]]
+            if not choice.open(taken):
+                yield from below(place + 1, taken)
+                return
+            for option in choice.options:
+                yield from below(place + 1, {**taken, names[place]: option})
+
+        return below(0, {})
+
+    def _count(self) -> int:
+        """Archs without a rule: only the choices that conditions name tell apart what follows."""
+        names = list(self.choices)
+        asked = {name for choice in self.choices.values() for name in choice.when}
+
+        @functools.cache
+        def below(place: int, told: tuple[tuple[str, Value], ...]) -> int:
+            if place == len(names):
+                return 1
+            name, taken = names[place], dict(told)
+            choice = self.choices[name]
+            if not choice.open(taken):
+                return below(place + 1, told)
+            if name not in asked:
+                return len(choice.options) * below(place + 1, told)
+            return sum(below(place + 1, (*told, (name, option))) for option in choice.options)
+
+        return below(0, ())
+
+    def _complete(self, wanted: Mapping[str, Value], rng: random.Random | None) -> Arch | None:
+        """The wanted options where they are open, others drawn (the first option without `rng`); None if illegal."""
+        taken = dict[str, Value]()
+        for name, choice in self.choices.items():
+            if choice.open(taken):
+                if name in wanted:
+                    taken[name] = wanted[name]
+                else:
+                    taken[name] = choice.options[0] if rng is None else rng.choice(choice.options)
+        arch = Arch(tuple(taken.items()))
+        return arch if self.legal is None or self.legal(arch) else None
+
+    def _first(self, draw: Callable[[], Arch | None]) -> Arch:
+        for _ in range(TRIES):
+            found = draw()
+            if found is not None:
+                return found
+        raise IllegalArch(f"the space's rule refused {TRIES:,} draws in a row; does it allow anything?")
 
 
-def _counts(text: str) -> bool:
-    """Whether a text is a whole number of at least 1."""
-    return text.isascii() and text.isdigit() and int(text) > 0
+def _place(value: Any, options: tuple[Value, ...]) -> int:
+    """Where an option stands; True is not 1, and a text is no number, but 2 and 2.0 from JSON are the same."""
+    for place, option in enumerate(options):
+        if option == value and isinstance(option, bool) == isinstance(value, bool):
+            return place
+    return -1
+
+
+def _in(value: Any, options: tuple[Value, ...]) -> bool:
+    return _place(value, options) >= 0

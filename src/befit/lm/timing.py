@@ -21,7 +21,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
 from befit.arch.decoder import Attention, Block, DecoderArch, DecoderShape, Ffn, Mamba, NoOp, Variant
-from befit.arch.space import DecoderSpace
+from befit.arch.decoder_space import DecoderSpace
 from befit.cost.count import Cost, attention_cost, block_cost, ffn_cost, fixed_cost
 from befit.cost.device import Device, Step, time_together
 from befit.cost.latency import Latency, LatencyTable, WholeRun, calibrate

@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import product
 
 from befit.arch.decoder import Attention, Block, DecoderArch, NoOp
-from befit.arch.space import DecoderSpace
+from befit.arch.decoder_space import DecoderSpace
 from befit.budget import Bound
 from befit.errors import Infeasible
 from befit.puzzle.prices import Prices

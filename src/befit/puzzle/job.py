@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from befit.arch.decoder import DecoderShape
-from befit.arch.space import DecoderSpace
+from befit.arch.decoder_space import DecoderSpace
 from befit.budget import Budget
 from befit.cost.device import Device, this_device
 from befit.cost.workload import Workload

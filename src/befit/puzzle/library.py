@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from befit.arch.decoder import DecoderArch, NoOp, Variant
-from befit.arch.space import DecoderSpace
+from befit.arch.decoder_space import DecoderSpace
 from befit.lm.child import adopt, build, config_for, half
 from befit.lm.family import Family
 from befit.lm.modeling_befit import BefitForCausalLM, BefitLayer

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from befit.arch.decoder import NoOp, Variant
-from befit.arch.space import DecoderSpace
+from befit.arch.decoder_space import DecoderSpace
 from befit.errors import BadData
 from befit.lm.child import half
 from befit.lm.distill import normalised_mse

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from befit.arch.decoder import NoOp
-from befit.arch.space import DecoderSpace
+from befit.arch.decoder_space import DecoderSpace
 from befit.budget import Budget, human
 from befit.cost.count import attention_cost, count, ffn_cost
 from befit.cost.device import this_device

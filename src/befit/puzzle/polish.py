@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from befit.arch.decoder import DecoderArch
-from befit.arch.space import DecoderSpace
+from befit.arch.decoder_space import DecoderSpace
 from befit.lm.distill import ParentTerms, kl_given, parent_terms
 from befit.progress import Progress, silent
 from befit.puzzle.library import Library

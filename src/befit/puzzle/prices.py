@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from befit.arch.decoder import Attention, Block, DecoderArch
-from befit.arch.space import DecoderSpace
+from befit.arch.decoder_space import DecoderSpace
 from befit.budget import Bound, Budget
 from befit.cost.count import Cost, attention_cost, block_cost, count, ffn_cost, fixed_cost
 from befit.cost.latency import Latency, LatencyTable

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from befit.arch.decoder import Block, DecoderArch
-from befit.arch.space import DecoderSpace
+from befit.arch.decoder_space import DecoderSpace
 from befit.errors import BadData
 from befit.lm.distill import kl_given, parent_terms
 from befit.lm.modeling_befit import BefitForCausalLM, BefitLayer, Context

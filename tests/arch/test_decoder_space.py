@@ -21,7 +21,7 @@ from befit.arch.decoder import (
     NoOp,
     Variant,
 )
-from befit.arch.space import ATTENTION, FFN, TARGETS, DecoderSpace
+from befit.arch.decoder_space import ATTENTION, FFN, TARGETS, DecoderSpace
 from befit.errors import IllegalArch
 
 

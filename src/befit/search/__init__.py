@@ -1,0 +1,1 @@
+"""How to look: searchers over any space, their study, and where its trials run."""
