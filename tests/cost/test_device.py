@@ -1,5 +1,7 @@
 """The clock's bookkeeping. No time is asserted: only what was called, in which order, and what is reported."""
 
+import math
+import random
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -7,7 +9,7 @@ import pytest
 import torch
 
 from befit.cost import device as device_module
-from befit.cost.device import Device, this_device, time_ms, time_together
+from befit.cost.device import Device, median_interval, this_device, time_ms, time_together
 from befit.errors import BefitError
 
 CPU = this_device("cpu")
@@ -81,6 +83,28 @@ def test_a_long_step_counts_its_only_call_of_a_turn(monkeypatch: pytest.MonkeyPa
 def test_time_is_limited_but_every_step_is_timed() -> None:
     timings = time_together({"a": lambda: None, "b": lambda: None}, CPU, repeats=10**9, seconds=0.0)
     assert all(t.repeats == device_module.BURST - 1 for t in timings.values())
+
+
+def test_timing_ends_when_the_medians_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(device_module.time, "perf_counter", lambda: now[0])
+
+    def step() -> None:
+        now[0] += 0.001
+
+    timing = time_ms(step, CPU, repeats=10**6, seconds=5)
+    assert timing.repeats > 100  # nobody asked for an end
+    exact = time_together({"": step}, CPU, repeats=10**6, seconds=60, tolerance=0.05)[""]
+    assert exact.repeats == 9 and exact.interval_ms == pytest.approx((1.0, 1.0))
+
+
+def test_the_interval_holds_the_median_about_as_often_as_it_says() -> None:
+    rng = random.Random(0)
+    for count in (8, 9, 30, 101):
+        draws = [median_interval([rng.expovariate(1.0) for _ in range(count)]) for _ in range(2000)]
+        share = sum(low <= math.log(2) <= high for low, high in draws) / len(draws)
+        assert 0.94 <= share <= 0.998, count
+    assert median_interval([1.0] * 7) == (0.0, math.inf)
 
 
 def test_a_device_is_a_value() -> None:
