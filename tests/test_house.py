@@ -81,6 +81,7 @@ TESTED_IN = {
     "lm/qwen2.py": "lm/test_families.py",
     "lm/shapes.py": "lm/test_pretrain.py",
     "lm/qwen3.py": "lm/test_families.py",
+    "vision/blueprint.py": "vision/test_cell.py",
 }
 """Modules of src/befit that have no test file of their own name, and the file under tests/ that tests them."""
 

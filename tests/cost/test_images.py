@@ -1,0 +1,43 @@
+"""Closed forms against the numbers that others publish, and against the networks themselves."""
+
+import pytest
+
+from befit.arch.cell import parse
+from befit.arch.task import ImageTask
+from befit.cost.images import Counts, count_cell
+
+CIFAR10 = ImageTask(channels=3, height=32, width=32, classes=10)
+
+# Cells, parameters, multiply-adds on CIFAR-10, from the table of the benchmark: all five operations, alone and mixed.
+PUBLISHED = [
+    ("|none~0|+|none~0|none~1|+|none~0|none~1|none~2|", 73_306, 7_783_040),
+    (
+        "|nor_conv_1x1~0|+|nor_conv_1x1~0|nor_conv_1x1~1|+|nor_conv_1x1~0|nor_conv_1x1~1|nor_conv_1x1~2|",
+        241_306,
+        31_376_000,
+    ),
+    (
+        "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|nor_conv_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|",
+        1_531_546,
+        220_119_680,
+    ),
+    (
+        "|avg_pool_3x3~0|+|nor_conv_1x1~0|skip_connect~1|+|nor_conv_1x1~0|skip_connect~1|skip_connect~2|",
+        129_306,
+        15_647_360,
+    ),
+    ("|none~0|+|skip_connect~0|nor_conv_1x1~1|+|nor_conv_1x1~0|nor_conv_1x1~1|nor_conv_1x1~2|", 185_306, 23_511_680),
+    ("|none~0|+|nor_conv_1x1~0|skip_connect~1|+|nor_conv_3x3~0|none~1|avg_pool_3x3~2|", 344_346, 47_104_640),
+    ("|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|none~0|skip_connect~1|avg_pool_3x3~2|", 802_426, 113_951_360),
+]
+
+
+@pytest.mark.parametrize(("text", "params", "macs"), PUBLISHED)
+def test_cells_count_as_published(text: str, params: int, macs: int) -> None:
+    counts = count_cell(parse(text), CIFAR10)
+    assert (counts.params, counts.macs) == (params, macs)
+
+
+def test_costs_have_the_names_of_budgets() -> None:
+    counts = Counts(params=3, macs=5, memory_bytes=7)
+    assert counts.costs() == {"params": 3.0, "macs": 5.0, "memory_bytes": 7.0}
