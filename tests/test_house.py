@@ -51,6 +51,7 @@ WITHOUT_TORCH = (
     "arch/member",
     "cost/workload",
     "cost/count",
+    "cost/target",
     "puzzle/solve",
     "elastic/space",
     "elastic/landing",
