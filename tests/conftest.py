@@ -1,7 +1,7 @@
 """What every test runs under: no network, one thread, fixed seeds, and no silent skips.
 
-A skip hides a test. Only those marked `gpu` or `vllm` may be skipped (their hardware or engine may be absent); with
-`--strict-skips`, or where the environment says `CI=true`, any other skip fails the run.
+A skip hides a test. Only those marked `gpu`, `vllm` or `data` may be skipped (their hardware, engine or published data may be
+absent); with `--strict-skips`, or where the environment says `CI=true`, any other skip fails the run.
 """
 
 import importlib.util
@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-MAY_SKIP = ("gpu", "vllm")
+from published import DATA
+
+MAY_SKIP = ("gpu", "vllm", "data")
 
 # Before anything imports torch, tokenizers or huggingface_hub: they read these once.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -31,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--strict-skips",
         action="store_true",
         default=os.environ.get("CI", "").lower() in ("true", "1"),
-        help="fail on any skipped test that is not marked gpu or vllm (default where CI=true)",
+        help="fail on any skipped test that is not marked gpu, vllm or data (default where CI=true)",
     )
 
 
@@ -40,6 +42,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("needs a CUDA device")
     if item.get_closest_marker("vllm") and importlib.util.find_spec("vllm") is None:
         pytest.skip("needs vLLM")
+    if item.get_closest_marker("data") and not DATA.is_dir():
+        pytest.skip(f"needs published data: there is no folder {DATA} (name another in BEFIT_DATA)")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -68,7 +72,9 @@ def pytest_make_collect_report(
 def _fail(report: pytest.TestReport | pytest.CollectReport) -> None:
     reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
     report.outcome = "failed"
-    report.longrepr = f"{reason}\nNot allowed with --strict-skips (or CI=true): only gpu and vllm tests may be skipped."
+    report.longrepr = (
+        f"{reason}\nNot allowed with --strict-skips (or CI=true): only gpu, vllm and data tests may be skipped."
+    )
 
 
 def _cuda() -> bool:

@@ -27,6 +27,9 @@ Value = str | int | float | bool
 TRIES = 10_000
 """Draws after which a rule that refuses them all counts as one that refuses everything."""
 
+CHANGES = 100
+"""Draws after which a change that the rule keeps refusing gives way to the arch as it was."""
+
 
 class Choice:
     """One of several options, distinct and at least one; with `when`, open only where other choices took certain options.
@@ -36,15 +39,15 @@ class Choice:
     """
 
     def __init__(self, *options: Value, when: Mapping[str, Value | Sequence[Value]] | None = None) -> None:
-        kinds = {(type(option), option) for option in options}
-        if not options or len(kinds) < len(options):
-            raise IllegalArch(f"Choice needs distinct options, at least one; got {options!r}")
         for option in options:
             if not isinstance(option, str | int | float):  # pyright: ignore[reportUnnecessaryIsInstance] - users need not check types
                 raise IllegalArch(
                     f"Choice: an option must be a text, a number or a truth value, got {option!r} "
                     f"({type(option).__name__}); name it, and look the name up where the network is built"
                 )
+        kinds = {(type(option), option) for option in options}
+        if not options or len(kinds) < len(options):
+            raise IllegalArch(f"Choice needs distinct options, at least one; got {options!r}")
         self.options: tuple[Value, ...] = options
         self.when: dict[str, tuple[Value, ...]] = {
             name: (told,) if isinstance(told, str | int | float) else tuple(told) for name, told in (when or {}).items()
@@ -148,20 +151,24 @@ class Space:
 
     def sample(self, rng: random.Random) -> Arch:
         """An arch by uniform draws, choice after choice, redrawn until legal. `IllegalArch` if nothing seems to be."""
-        return self._first(lambda: self._complete({}, rng))
+        for _ in range(TRIES):
+            if (found := self._complete({}, rng)) is not None:
+                return found
+        raise IllegalArch(f"the space's rule refused {TRIES:,} draws in a row; does it allow anything?")
 
     def mutate(self, arch: Arch, rng: random.Random) -> Arch:
-        """One choice changed to another option; what this opens is drawn. The same arch if there is no other."""
+        """One choice changed to another option; what this opens is drawn. The same arch if the rule allows no such change."""
 
         def changed() -> Arch | None:
             open_ = [name for name in arch if len(self.choices[name].options) > 1]
             if not open_:
-                return arch
+                return None
             name = rng.choice(open_)
             option = rng.choice([option for option in self.choices[name].options if option != arch[name]])
             return self._complete({**arch, name: option}, rng)
 
-        return self._first(changed)
+        found = next(filter(None, (changed() for _ in range(CHANGES))), None)
+        return found or rng.choice(self.neighbours(arch) or (arch,))
 
     def neighbours(self, arch: Arch) -> tuple[Arch, ...]:
         """Every legal arch with one choice changed; what this opens takes its first option."""
@@ -175,14 +182,14 @@ class Space:
         return tuple(found)
 
     def cross(self, first: Arch, second: Arch, rng: random.Random) -> Arch:
-        """Each choice from either parent; what neither made is drawn."""
+        """Each choice from either parent; what neither made is drawn. The first parent if the rule allows no mixture."""
 
         def mixed() -> Arch | None:
             names = [name for name in self.choices if name in first or name in second]
             pairs = {name: [parent[name] for parent in (first, second) if name in parent] for name in names}
             return self._complete({name: rng.choice(values) for name, values in pairs.items()}, rng)
 
-        return self._first(mixed)
+        return next(filter(None, (mixed() for _ in range(CHANGES))), first)
 
     def encode(self, arch: Arch) -> tuple[float, ...]:
         """One-hot over all choices in order, zeros where a choice is closed. Its length is the same for every arch."""
@@ -225,21 +232,23 @@ class Space:
         return below(0, {})
 
     def _count(self) -> int:
-        """Archs without a rule: only the choices that conditions name tell apart what follows."""
+        """Archs without a rule: what follows depends on those earlier choices alone that later conditions name."""
         names = list(self.choices)
-        asked = {name for choice in self.choices.values() for name in choice.when}
+        asked = [
+            {other for name in names[place:] for other in self.choices[name].when} for place in range(len(names) + 1)
+        ]
 
         @functools.cache
         def below(place: int, told: tuple[tuple[str, Value], ...]) -> int:
             if place == len(names):
                 return 1
-            name, taken = names[place], dict(told)
-            choice = self.choices[name]
-            if not choice.open(taken):
-                return below(place + 1, told)
-            if name not in asked:
-                return len(choice.options) * below(place + 1, told)
-            return sum(below(place + 1, (*told, (name, option))) for option in choice.options)
+            name, choice = names[place], self.choices[names[place]]
+            kept = tuple(item for item in told if item[0] in asked[place + 1])
+            if not choice.open(dict(told)):
+                return below(place + 1, kept)
+            if name not in asked[place + 1]:
+                return len(choice.options) * below(place + 1, kept)
+            return sum(below(place + 1, (*kept, (name, option))) for option in choice.options)
 
         return below(0, ())
 
@@ -254,13 +263,6 @@ class Space:
                     taken[name] = choice.options[0] if rng is None else rng.choice(choice.options)
         arch = Arch(tuple(taken.items()))
         return arch if self.legal is None or self.legal(arch) else None
-
-    def _first(self, draw: Callable[[], Arch | None]) -> Arch:
-        for _ in range(TRIES):
-            found = draw()
-            if found is not None:
-                return found
-        raise IllegalArch(f"the space's rule refused {TRIES:,} draws in a row; does it allow anything?")
 
 
 def _place(value: Any, options: tuple[Value, ...]) -> int:
