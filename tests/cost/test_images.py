@@ -1,10 +1,15 @@
 """Closed forms against the numbers that others publish, and against the networks themselves."""
 
+import random
+from functools import partial
+
 import pytest
 
 from befit.arch.cell import parse
 from befit.arch.task import ImageTask
 from befit.cost.images import Counts, count_cell
+from befit.vision.cell import cell
+from befit.vision.count import count_module
 
 CIFAR10 = ImageTask(channels=3, height=32, width=32, classes=10)
 
@@ -41,3 +46,12 @@ def test_cells_count_as_published(text: str, params: int, macs: int) -> None:
 def test_costs_have_the_names_of_budgets() -> None:
     counts = Counts(params=3, macs=5, memory_bytes=7)
     assert counts.costs() == {"params": 3.0, "macs": 5.0, "memory_bytes": 7.0}
+
+
+@pytest.mark.parametrize("side", [1, 7, 8, 16])
+def test_a_cell_counts_as_its_network(side: int) -> None:
+    task = ImageTask(channels=3, height=side, width=side + 1, classes=10 if side > 1 else 300)
+    blueprint = cell(channels=4, cells=1 + side % 2)
+    for seed in range(6):
+        arch = blueprint.space.sample(random.Random(f"{side} {seed}"))
+        assert blueprint.count(arch, task) == count_module(partial(blueprint.build, arch, task), task)
