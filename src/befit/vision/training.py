@@ -28,6 +28,10 @@ from befit.vision.data import Images, Split
 EVALUATED = 500
 """Images of a batch when accuracy is measured."""
 
+PEAK = {"sgd": 0.2 / 128, "adamw": 0.01 / 128}
+"""Highest learning rate for each image of a batch: the best of a few on digits and on a part of CIFAR-10."""
+
+_LEAST_STEPS = 16
 _CHECKED_STEPS = 25
 _MEMORY_WORDS = ("out of memory", "not enough memory", "can't allocate memory")
 
@@ -41,11 +45,11 @@ class TrainConfig:
     seconds: float | None = None
     """Train as long as this, evaluation included, however many passes that makes."""
     batch: int = 128
-    """Images of a step; fewer where there are fewer than eight batches."""
-    optimizer: Literal["sgd", "adamw"] = "adamw"
+    """Images of a step; fewer where an epoch would have less than 16 steps."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     """`sgd` has Nesterov momentum 0.9."""
     lr: float | None = None
-    """Highest learning rate, at the end of the warm-up; None: 0.1 for sgd, 0.004 for adamw, at a batch of 128."""
+    """Highest learning rate, at the end of the warm-up; None: for a batch of 128 0.2 (sgd) or 0.01 (adamw), and in proportion."""
     weight_decay: float | None = None
     """Of matrices and kernels; None: 0.0005 for sgd, 0.05 for adamw (times the rate, as PyTorch has both)."""
     label_smoothing: float = 0.1
@@ -182,12 +186,11 @@ def optimizer_of(model: nn.Module, config: TrainConfig) -> Optimizer:
     return AdamW(groups, lr=0.0)
 
 
-def rate(share: float, config: TrainConfig) -> float:
-    """The learning rate when `share` (0..1) of the training is done."""
-    peak = config.lr or (0.1 if config.optimizer == "sgd" else 4e-3)
-    if share < config.warmup:
-        return peak * max(0.02, share / config.warmup)
-    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, (share - config.warmup) / (1 - config.warmup))))
+def rate(share: float, peak: float, warmup: float) -> float:
+    """The learning rate when `share` (0..1) of the training is done: up in a straight line, then down along a cosine."""
+    if share < warmup:
+        return peak * max(0.02, share / warmup)
+    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, (share - warmup) / (1 - warmup))))
 
 
 @contextmanager
@@ -218,7 +221,8 @@ class _Training:
         self.optimizer = optimizer_of(self.model, config)
         # Bytes: all of CIFAR-10 takes 180 MB of a GPU.
         self.images, self.labels = data.train.images.to(device), data.train.labels.to(device)
-        self.batch = max(2, min(config.batch, len(self.labels) // 8))
+        self.batch = max(2, min(config.batch, len(self.labels) // _LEAST_STEPS))
+        self.peak = config.lr or PEAK[config.optimizer] * self.batch
         self.per_epoch = max(1, len(self.labels) // self.batch)
         self.generator = torch.Generator().manual_seed(seed)
         self.augmentation = augmentation(data, config)
@@ -236,7 +240,8 @@ class _Training:
             if report is not None:
                 report(number, found)
             stopped = stop is not None and stop()
-        self.model.eval()
+        # Back to the layout that saved weights have, so that a copy that was read computes the same, bit by bit.
+        self.model.to(memory_format=torch.contiguous_format).eval()  # pyright: ignore[reportCallIssue]
         return Trained(
             accuracy=history[-1].accuracy,
             history=tuple(history),
@@ -269,7 +274,7 @@ class _Training:
             share = self.share()
             if share >= 1 and steps:
                 break
-            total += self.step(rows, own, rate(share, self.config))
+            total += self.step(rows, own, rate(share, self.peak, self.config.warmup))
             steps += 1
             if steps % _CHECKED_STEPS == 0:
                 self.check(total, steps)
