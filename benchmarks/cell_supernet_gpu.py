@@ -91,7 +91,10 @@ def main() -> None:
     write_json(asked.out, told)
     for group, found in told["rank_correlation"].items():
         for name, values in found["rankings"].items():
-            print(f"{group} ({found['cells']}): {name}: tau {values['kendall']:.3f}, rho {values['spearman']:.3f}", flush=True)
+            print(
+                f"{group} ({found['cells']}): {name}: tau {values['kendall']:.3f}, rho {values['spearman']:.3f}",
+                flush=True,
+            )
 
     start = time.monotonic()
     found = evolve(supernet, judge, EvolveConfig(evaluations=asked.evaluations, seed=asked.seed))
@@ -135,7 +138,9 @@ def cifar(folder: Path, judged: int) -> Images:
     parts = {}
     for name in ("train", "test"):
         table = parquet.read_table(folder / f"{name}.parquet")
-        encoded = [Encoded(name=f"{name} {i}", content=one["bytes"]) for i, one in enumerate(table["image"].to_pylist())]
+        encoded = [
+            Encoded(name=f"{name} {i}", content=one["bytes"]) for i, one in enumerate(table["image"].to_pylist())
+        ]
         parts[name] = decode_all(encoded, str(folder), None), torch.tensor(table["label"].to_pylist())
     images, labels = parts["test"]
     return from_arrays(

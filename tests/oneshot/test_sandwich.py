@@ -40,8 +40,12 @@ def test_strictly_fair_rounds_train_each_option_of_each_choice_once() -> None:
     space = cell_space()
     for seed in range(20):
         archs = fair_round(space, random.Random(seed))
-        assert all(sorted(arch[name] for arch in archs) == sorted(space.choices[name].options) for name in space.choices)
-    uneven = Space({"a": Choice(1, 2, 3, 4), "b": Choice("x", "y"), "c": Choice(1, 2, 3), "d": Choice(0, 1, when={"b": "x"})})
+        assert all(
+            sorted(arch[name] for arch in archs) == sorted(space.choices[name].options) for name in space.choices
+        )
+    uneven = Space(
+        {"a": Choice(1, 2, 3, 4), "b": Choice("x", "y"), "c": Choice(1, 2, 3), "d": Choice(0, 1, when={"b": "x"})}
+    )
     archs = fair_round(uneven, random.Random(0))
     assert len(archs) == 4 and Counter(arch["b"] for arch in archs) == {"x": 2, "y": 2}
     assert set(Counter(arch["c"] for arch in archs).values()) <= {1, 2} and all(uneven.contains(a) for a in archs)
@@ -108,7 +112,9 @@ class Ends(CellSupernet):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.largest = parse("|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|nor_conv_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|")
+        self.largest = parse(
+            "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|nor_conv_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|"
+        )
         self.smallest = parse("|skip_connect~0|+|none~0|skip_connect~1|+|none~0|none~1|skip_connect~2|")
 
 
@@ -127,7 +133,9 @@ def test_the_sandwich_and_its_distillation(data: Images, monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.nn.functional, "cross_entropy", seen)
     train_supernet(net, data, replace(CONFIG, epochs=0.01))
     assert [target.ndim for target in targets] == [1, 2, 2]
-    assert targets[1] is targets[2] and torch.allclose(targets[1].sum(1), torch.ones(16)) and not targets[1].requires_grad
+    assert (
+        targets[1] is targets[2] and torch.allclose(targets[1].sum(1), torch.ones(16)) and not targets[1].requires_grad
+    )
     targets.clear()
     train_supernet(net, data, replace(CONFIG, epochs=0.01, distill=False))
     assert [target.ndim for target in targets] == [1, 1, 1]

@@ -244,7 +244,9 @@ class _Training:
         self.optimizer.step()
         return first
 
-    def _learn(self, images: Tensor, labels: Tensor, arch: Arch, teacher: Tensor | None) -> tuple[Tensor | None, Tensor]:
+    def _learn(
+        self, images: Tensor, labels: Tensor, arch: Arch, teacher: Tensor | None
+    ) -> tuple[Tensor | None, Tensor]:
         """Add one sub-net's gradient; its probabilities (B, K) if others are to learn from them, and its loss."""
         with mixed(self.device):
             logits = self.supernet(images, arch)
