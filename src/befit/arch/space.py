@@ -172,6 +172,16 @@ class Space:
 
     def neighbours(self, arch: Arch) -> tuple[Arch, ...]:
         """Every legal arch with one choice changed; what this opens takes its first option."""
+        if arch not in self._near:
+            self._near[arch] = self._neighbours(arch)
+        return self._near[arch]
+
+    @functools.cached_property
+    def _near(self) -> dict[Arch, tuple[Arch, ...]]:
+        """Neighbours asked for before: a local search walks the same way again for each proposal."""
+        return {}
+
+    def _neighbours(self, arch: Arch) -> tuple[Arch, ...]:
         found = dict[Arch, None]()
         for name in arch:
             for option in self.choices[name].options:
