@@ -7,6 +7,7 @@ import os
 import signal
 import time
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from befit.cost.images import Counts
 from befit.errors import TrialFailed
 from befit.rundir import digest
 from befit.search.spec import StudySpec
-from befit.search.trial import Fidelity, Outcome, Report
+from befit.search.trial import Fidelity, Outcome, Report, TrialRecord
 
 SPACE = Space(
     {
@@ -65,6 +66,23 @@ class Toy:
 
 
 @dataclass(frozen=True)
+class Gated:
+    """A `Toy` whose evaluations after the first few wait for a file called `go`; each says when it has begun."""
+
+    folder: Path
+    first: int = 3
+    """Evaluations that do not wait."""
+
+    def __call__(self, arch: Arch, fidelity: Fidelity, report: Report) -> Outcome:
+        done, begun = self.folder / "done", self.folder / "begun"
+        begun.mkdir(exist_ok=True)
+        (begun / f"{digest(arch.to_json())}-{uuid.uuid4().hex}").write_text(str(os.getpid()))
+        while done.exists() and len(list(done.iterdir())) >= self.first and not (self.folder / "go").exists():
+            time.sleep(0.01)
+        return Toy(done, seconds=0.01)(arch, fidelity, report)
+
+
+@dataclass(frozen=True)
 class Moody:
     """Fails in the way that the depth of an arch names."""
 
@@ -92,7 +110,12 @@ class Moody:
 
 def spec(folder: Path, **changes: Any) -> StudySpec:
     told: dict[str, Any] = {"storage": str(folder / "study.sqlite"), "searcher": "random", "trials": 8}
-    return StudySpec(**(told | changes))
+    return StudySpec(**(told | {name: value for name, value in changes.items() if value is not None}))
+
+
+def archs(records: Iterable[TrialRecord]) -> list[dict[str, Any]]:
+    """Of the trials that count, in order."""
+    return [dict(one.arch or {}) for one in records if one.counts]
 
 
 def finished(folder: Path) -> list[str]:

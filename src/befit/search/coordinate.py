@@ -15,7 +15,7 @@ from befit.search.pool import Pool
 from befit.search.pricing import Priced, Pricer
 from befit.search.sampler import suggest
 from befit.search.spec import StudySpec
-from befit.search.trial import COST_OF, Finished, Job, TrialRecord, objective_values, record
+from befit.search.trial import COST_OF, Finished, Job, Outcome, TrialRecord, objective_values, record
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -144,54 +144,57 @@ class Coordinator:
 
     def _goes_on(self, number: int, epoch: int, value: float) -> bool:
         """Note what a trial has reached; whether it is worth going on."""
-        if not self._still_ours(number):
-            return False
-        trial = self.running[number]
-        if len(self.spec.objectives) == 1:
-            trial.report(value, epoch)
-        halving = self.spec.halving
-        if halving is None or not halving.rung(epoch):
-            return True
-        costs = self.costs[number]
-        row = [value, *(costs.get(COST_OF[name], float("inf")) for name in self.spec.objectives[1:])]
-        trial.set_user_attr(f"{attribute.RUNG}{epoch}", row)
+        from optuna.exceptions import UpdateFinishedTrialError
+
+        trial, costs, halving = self.running[number], self.costs[number], self.spec.halving
+        try:
+            if len(self.spec.objectives) == 1:
+                trial.report(value, epoch)
+            if halving is None or not halving.rung(epoch):
+                return True
+            row = [value, *(costs.get(COST_OF[name], float("inf")) for name in self.spec.objectives[1:])]
+            trial.set_user_attr(f"{attribute.RUNG}{epoch}", row)
+        except UpdateFinishedTrialError:
+            return False  # another coordinator took this one for dead, and has the arch tried again
         return halving.goes_on(number, epoch, self.records())
 
     def _tell(self, finished: Finished) -> None:
         """Note how an evaluation ended, and end its trial."""
-        if not self._still_ours(finished.number):
-            self.running.pop(finished.number)
-            self.costs.pop(finished.number, None)
-            return
-        trial = self.running[finished.number]
-        trial.set_user_attr(attribute.SECONDS, round(finished.seconds, 3))
-        if finished.reason == "killed":  # a machine of the cluster went away: nobody's fault
-            self._give_up(finished.number)
-        elif finished.reason is not None:
-            self._fail(finished.number, finished.reason, finished.message)
-        elif finished.outcome is None:
-            self._end(finished.number, "PRUNED")
-        else:
-            outcome = finished.outcome
-            measured = {**trial.user_attrs.get(attribute.MEASURED, {}), **outcome.costs}
-            told = {
-                attribute.MEASURED: measured,
-                attribute.EPOCHS: outcome.epochs,
-                attribute.DETAILS: json.loads(json.dumps(dict(outcome.details), default=str)),
-            }
-            for name, value in told.items():
-                if value:
-                    trial.set_user_attr(name, value)
-            try:
-                values = objective_values(outcome, {**self.costs[finished.number], **measured}, self.spec.objectives)
-            except TrialFailed as failure:
-                self._fail(finished.number, failure.reason, str(failure))
-            else:
-                self._end(finished.number, "COMPLETE", values)
+        from optuna.exceptions import UpdateFinishedTrialError
 
-    def _still_ours(self, number: int) -> bool:
-        """Whether no other coordinator, which took this one for dead, has told the trial killed."""
-        return next(one for one in self._trials() if one.number == number).state.name == "RUNNING"
+        number = finished.number
+        try:
+            self.running[number].set_user_attr(attribute.SECONDS, round(finished.seconds, 3))
+        except UpdateFinishedTrialError:  # as above: what was found here comes too late
+            self._forget(number)
+            return
+        if finished.reason == "killed":  # a machine of the cluster went away: nobody's fault
+            self._give_up(number)
+        elif finished.reason is not None:
+            self._fail(number, finished.reason, finished.message)
+        elif finished.outcome is None:
+            self._end(number, "PRUNED")
+        else:
+            self._score(number, finished.outcome)
+
+    def _score(self, number: int, outcome: Outcome) -> None:
+        """Note what an evaluation found, and end its trial with it."""
+        trial = self.running[number]
+        measured = {**trial.user_attrs.get(attribute.MEASURED, {}), **outcome.costs}
+        told = {
+            attribute.MEASURED: measured if outcome.costs else None,
+            attribute.EPOCHS: outcome.epochs,
+            attribute.DETAILS: json.loads(json.dumps(dict(outcome.details), default=str)),
+        }
+        for name, value in told.items():
+            if value:
+                trial.set_user_attr(name, value)
+        try:
+            values = objective_values(outcome, {**self.costs[number], **measured}, self.spec.objectives)
+        except TrialFailed as failure:
+            self._fail(number, failure.reason, str(failure))
+        else:
+            self._end(number, "COMPLETE", values)
 
     def _fail(self, number: int, reason: str, message: str) -> None:
         trial = self.running[number]
@@ -201,8 +204,7 @@ class Coordinator:
 
     def _give_up(self, number: int) -> None:
         """Tell a trial of this coordinator killed, and have its arch tried again."""
-        self.running.pop(number)
-        self.costs.pop(number, None)
+        self._forget(number)
         frozen = next(one for one in self._trials() if one.number == number)
         if frozen.state.name == "RUNNING":
             self._kill(frozen)
@@ -210,7 +212,10 @@ class Coordinator:
     def _end(self, number: int, state: str, values: list[float] | None = None) -> None:
         from optuna.trial import TrialState
 
-        self.study.tell(number, values, state=TrialState[state])
+        self.study.tell(number, values, state=TrialState[state], skip_if_finished=True)
+        self._forget(number)
+
+    def _forget(self, number: int) -> None:
         self.running.pop(number)
         self.costs.pop(number, None)
 

@@ -1,4 +1,4 @@
-"""What a study asks of whoever evaluates, the boundary at which an error becomes a failed trial, and the pool of one's own process."""
+"""What a study asks of whoever evaluates, and the boundary at which an error becomes a failed trial."""
 
 import time
 from collections.abc import Callable
