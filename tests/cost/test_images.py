@@ -1,15 +1,18 @@
 """Closed forms against the numbers that others publish, and against the networks themselves."""
 
 import random
+from dataclasses import replace
 from functools import partial
 
 import pytest
 
 from befit.arch.cell import parse
+from befit.arch.mobile import POINTS, options_for, shape_of
 from befit.arch.task import ImageTask
-from befit.cost.images import Counts, count_cell
+from befit.cost.images import Counts, count_cell, count_mobile, count_shape
 from befit.vision.cell import cell
 from befit.vision.count import count_module
+from befit.vision.mobile import mobile
 
 CIFAR10 = ImageTask(channels=3, height=32, width=32, classes=10)
 
@@ -54,4 +57,42 @@ def test_a_cell_counts_as_its_network(side: int) -> None:
     blueprint = cell(channels=4, cells=1 + side % 2)
     for seed in range(6):
         arch = blueprint.space.sample(random.Random(f"{side} {seed}"))
+        assert blueprint.count(arch, task) == count_module(partial(blueprint.build, arch, task), task)
+
+
+# Parameters and giga-multiply-adds as torchvision documents them for its weights, at the resolution it tests them.
+NAMED = [
+    ("mobilenet_v3_small", 224, 2_542_856, 0.057),
+    ("mobilenet_v3_large", 224, 5_483_032, 0.217),
+    ("efficientnet_b0", 224, 5_288_548, 0.386),
+    ("efficientnet_b1", 240, 7_794_184, 0.687),
+    ("efficientnet_b2", 288, 9_109_994, 1.088),
+]
+
+
+@pytest.mark.parametrize(("name", "resolution", "params", "giga_macs"), NAMED)
+def test_mobile_networks_count_as_published(name: str, resolution: int, params: int, giga_macs: float) -> None:
+    task = ImageTask(channels=3, height=resolution, width=resolution, classes=1000)
+    counts = count_shape(replace(shape_of(POINTS[name]), resolution=resolution), task)
+    assert counts.params == params
+    assert round(counts.macs / 1e9, 3) == giga_macs
+
+
+def test_efficientnet_b2_counts_as_its_paper_at_its_resolution() -> None:
+    task = ImageTask(channels=3, height=260, width=260, classes=1000)
+    assert round(count_mobile(POINTS["efficientnet_b2"], task).macs / 1e9, 1) == 1.0
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        ImageTask(channels=1, height=8, width=8, classes=10),
+        ImageTask(channels=3, height=32, width=32, classes=2000),
+        ImageTask(channels=3, height=130, width=90, classes=5),
+    ],
+)
+def test_a_mobile_network_counts_as_its_module(task: ImageTask) -> None:
+    blueprint = mobile(**options_for(task))
+    for seed in range(4):
+        arch = blueprint.space.sample(random.Random(seed))
         assert blueprint.count(arch, task) == count_module(partial(blueprint.build, arch, task), task)

@@ -10,6 +10,7 @@ Everything here is arithmetic on integers, a fraction of a millisecond for each 
 from dataclasses import asdict, dataclass
 
 from befit.arch.cell import EDGES, ops
+from befit.arch.mobile import Block, MobileShape, shape_of
 from befit.arch.space import Arch
 from befit.arch.task import ImageTask
 
@@ -135,3 +136,58 @@ def _alive_in_cell(own: dict[tuple[int, int], str]) -> int:
         alive += 0 if terms else 1
         most = max(most, alive)
     return most
+
+
+def count_mobile(arch: Arch, task: ImageTask) -> Counts:
+    """Costs of `vision.mobile.mobile_network` with the same arguments."""
+    return count_shape(shape_of(arch), task)
+
+
+def count_shape(shape: MobileShape, task: ImageTask) -> Counts:
+    """Costs of the network of a mobile shape."""
+    tally, image = Tally(), task.channels * task.height * task.width
+    side = shape.resolution
+    resized = 0 if (task.height, task.width) == (side, side) else task.channels * side * side
+    side = -(-side // shape.stem_stride)
+    size = shape.stem * side * side
+    tally.conv(task.channels, shape.stem, 3, side * side)
+    tally.norm(shape.stem)
+    tally.alive(image, resized, size, size)
+    for block in (block for blocks in shape.stages for block in blocks):
+        side, size = _inverted(tally, block, side, image)
+    channels, last = shape.stages[-1][-1].out, shape.last * side * side
+    tally.conv(channels, shape.last, 1, side * side)
+    tally.norm(shape.last)
+    tally.alive(image, size, last, last)
+    tally.alive(image, last, shape.last)
+    if shape.hidden:
+        tally.linear(shape.last, shape.hidden)
+        tally.alive(image, shape.last, shape.hidden, shape.hidden)
+    width = shape.hidden or shape.last
+    tally.linear(width, task.classes)
+    tally.alive(image, shape.last, width if shape.hidden else 0, task.classes)
+    return tally.counts()
+
+
+def _inverted(tally: Tally, block: Block, side: int, image: int) -> tuple[int, int]:
+    """An inverted residual on a square map: the side and the elements of its output. Its input stays until its end."""
+    after = -(-side // block.stride)
+    size, wide = block.channels * side * side, block.expanded * side * side
+    mixed, out = block.expanded * after * after, block.out * after * after
+    if block.expanded != block.channels:
+        tally.conv(block.channels, block.expanded, 1, side * side)
+        tally.norm(block.expanded)
+        tally.alive(image, size, wide, wide)
+    else:
+        wide = 0  # the input itself
+    tally.conv(block.expanded, block.expanded, block.kernel, after * after, groups=block.expanded)
+    tally.norm(block.expanded)
+    tally.alive(image, size, wide, mixed, mixed)
+    if block.squeeze:
+        tally.conv(block.expanded, block.squeeze, 1, 1, bias=True)
+        tally.conv(block.squeeze, block.expanded, 1, 1, bias=True)
+        tally.alive(image, size, mixed, block.expanded, max(mixed, block.expanded))
+    tally.conv(block.expanded, block.out, 1, after * after)
+    tally.norm(block.out)
+    tally.alive(image, size, mixed, out, out)
+    return after, out
