@@ -14,7 +14,8 @@ from befit.oneshot.derive import derive, finalists, rounded
 from befit.oneshot.method import Gdas
 from befit.oneshot.mixture import Mixture, cell_mixture
 from befit.oneshot.projection import Limits, score_of
-from befit.oneshot.relax import RelaxConfig, search
+from befit.oneshot.relax import search
+from befit.oneshot.relaxed import RelaxConfig
 from befit.vision.cell import cell
 from befit.vision.data import Images, from_arrays
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from befit.arch.space import Arch, Choice, Space
 from befit.budget import Budget
-from befit.errors import BadData, BefitError, RunConflict
+from befit.errors import BadData, RunConflict, TrialFailed
 from befit.oneshot.expected import Pressure
 from befit.oneshot.method import Darts, DrNas, Gdas, Method
 from befit.oneshot.mixture import Mixed, Mixture, cell_mixture
 from befit.oneshot.projection import Limits
-from befit.oneshot.relax import RelaxConfig, Relaxed, search
+from befit.oneshot.relax import search
+from befit.oneshot.relaxed import RelaxConfig, Relaxed
 from befit.vision.data import Images, from_arrays
 
 SPACE = Space({"sense": Choice("nothing", "sign", "noise"), "gain": Choice(1, 2)})
@@ -63,9 +64,16 @@ def mixture(seed: int = 0) -> Mixture:
     return Mixture(space=SPACE, network=Linear())
 
 
-def config(**changed: float) -> RelaxConfig:
-    told: dict[str, float] = {"epochs": 12, "batch": 10, "lr": 0.3, "arch_lr": 0.1, "checkpoint_seconds": 1e9}
-    return RelaxConfig(**{**told, **changed})  # pyright: ignore[reportArgumentType] - whole numbers where they belong
+def config(**changed: Any) -> RelaxConfig:
+    told: dict[str, Any] = {
+        "epochs": 12,
+        "batch": 10,
+        "lr": 0.3,
+        "arch_lr": 0.1,
+        "checkpoint_seconds": 1e9,
+        "augment": "none",
+    }
+    return RelaxConfig(**{**told, **changed})
 
 
 METHODS = (Darts(), Darts(second_order=True), Gdas(), DrNas())
@@ -131,7 +139,7 @@ def test_cells_resume_with_the_same_bits(tmp_path: Path) -> None:
         torch.manual_seed(3)
         return cell_mixture(data.task, channels=4, cells=1, partial=2)
 
-    told = config(epochs=2, checkpoint_seconds=0)
+    told = config(epochs=2, checkpoint_seconds=0, augment="auto")
     wanted = search(cells(), Gdas(), data, told, tmp_path / "whole")
     with pytest.raises(Killed):
         search(cells(), Gdas(), data, told, tmp_path / "cut", progress=KillAfter(3))
@@ -182,7 +190,7 @@ def test_a_loss_that_is_no_number_is_told(tmp_path: Path) -> None:
     own = mixture()
     assert isinstance(own.network, Linear)
     nn.init.constant_(own.network.head.weight, float("nan"))
-    with pytest.raises(BefitError, match=r"the loss is no number after 3 steps; give lower learning rates than 0\.3"):
+    with pytest.raises(TrialFailed, match=r"the loss is no number after 3 steps; give lower learning rates than 0\.3"):
         search(own, Gdas(), images(), config(), tmp_path)
 
 
@@ -204,11 +212,3 @@ def test_too_few_images_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(BadData, match="arrays has 3 training images; expected at least 4"):
         search(mixture(), Gdas(), few, config(), tmp_path)
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"epochs": 0}, {"lr": 0}, {"arch_decay": -1}, {"arch_wait": 1.0}, {"seconds": 0}], ids=str
-)
-def test_impossible_settings_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=f"relax: {next(iter(wrong))} must be"):
-        config(**wrong)

@@ -18,7 +18,8 @@ from befit.oneshot.expected import Pressure
 from befit.oneshot.method import Method
 from befit.oneshot.mixture import Mixture
 from befit.oneshot.projection import Limits, project, ranked
-from befit.oneshot.relax import Epoch, RelaxConfig, Relaxed, search
+from befit.oneshot.relax import search
+from befit.oneshot.relaxed import Epoch, RelaxConfig, Relaxed
 from befit.progress import Progress, silent
 from befit.vision.data import Images
 

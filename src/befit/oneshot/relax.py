@@ -16,9 +16,8 @@ import math
 import time
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,95 +25,20 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
 from befit.arch.space import Space
-from befit.errors import BadData, BefitError
+from befit.errors import BadData, TrialFailed
 from befit.lm.training import MOMENTS, Checkpoint, batch_rows, claim, sampled_checksum
 from befit.oneshot.expected import Pressure
 from befit.oneshot.method import Method
 from befit.oneshot.mixture import Mixture
+from befit.oneshot.relaxed import RelaxConfig, Relaxed
 from befit.oneshot.unroll import first_gradient, unrolled
 from befit.progress import Progress, silent
 from befit.rundir import digest, read_json, write_json
 from befit.vision.data import Images
+from befit.vision.training import TrainConfig, augmentation, augmented, failures_named
 
 OTHERS = "the search of another space, on other images or with another configuration"
 """What a folder holds that is not this search's."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RelaxConfig:
-    """How long and how fast weights and architecture are trained."""
-
-    epochs: int = 50
-    """Passes over the weights' half of the images, at least 1."""
-    seconds: float | None = None
-    """Time after which the search ends, all schedules fitted to it; the epochs count if None."""
-    batch: int = 64
-    """Images in one step."""
-    lr: float = 0.025
-    """Peak learning rate of the weights (SGD with momentum 0.9); falls as a cosine to a 25th."""
-    weight_decay: float = 5e-4
-    """Of the weights."""
-    clip: float = 5.0
-    """Largest norm of a step's gradient of the weights."""
-    arch_lr: float = 0.02
-    """Adam's learning rate of the logits. Papers take 3e-4 for tens of thousands of steps; fewer steps need more."""
-    arch_decay: float = 1e-3
-    """Adam's decay of the logits."""
-    arch_wait: float = 0.0
-    """Share of the search, 0 .. 1, during which only the weights are trained (PC-DARTS waits 0.3)."""
-    pressure: float = 1.0
-    """What the logits' loss rises by, in nats, for an expected cost of twice its bound."""
-    checkpoint_seconds: float = 60.0
-    """Least time between two checkpoints; 0 writes one after every step."""
-    seed: int = 0
-    """Of the halves, the order of the images and all noise; fresh weights are the caller's."""
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "lr", "clip", "arch_lr"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"relax: {name} must be above 0, got {getattr(self, name)!r}")
-        for name in ("weight_decay", "arch_decay", "pressure", "checkpoint_seconds"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"relax: {name} must be 0 or more, got {getattr(self, name)!r}")
-        if not 0 <= self.arch_wait < 1:
-            raise ValueError(f"relax: arch_wait must be a share of the search, 0 .. 1, got {self.arch_wait!r}")
-        if self.seconds is not None and not self.seconds > 0:
-            raise ValueError(f"relax: seconds must be above 0, got {self.seconds!r}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Epoch:
-    """What a pass over the images ended with."""
-
-    probabilities: dict[str, tuple[float, ...]]
-    """Of every choice's options."""
-    entropy: float
-    """Of the probabilities, mean over choices, in nats."""
-    weights_loss: float
-    """Mean cross-entropy of the weights' steps, nats."""
-    arch_loss: float
-    """Mean cross-entropy of the architecture's steps, nats; that of the weights' while it waits."""
-    costs: dict[str, float]
-    """Expected costs by the names of the bounded ones; empty without a budget."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Relaxed:
-    """What a search by gradients learned."""
-
-    scores: dict[str, tuple[float, ...]]
-    """For every choice the log-probabilities of its options."""
-    history: tuple[Epoch, ...]
-    """One entry for each epoch."""
-    steps: int
-    """Steps of the weights."""
-    seconds: float
-    """Time in training, interrupted attempts included as far as they were kept."""
-
-    @property
-    def entropy(self) -> float:
-        """Of the final probabilities, mean over choices, in nats."""
-        return self.history[-1].entropy
 
 
 def search(
@@ -129,10 +53,10 @@ def search(
 ) -> Relaxed:
     """Train the mixture's network and the logits of its choices; returns what the logits say. The network is changed.
 
-    It is trained where its parameters are, on the training split alone.
-    `folder` receives the checkpoints, then `relaxed.json`; called again with the same
-    arguments, it only reads that (and the network stays as it is). Raises `BadData` for too few images, `RunConflict` if the
-    folder belongs to another search, `BefitError` if a loss is no longer a number.
+    It is trained where its parameters are, on the training split alone. `folder` receives the checkpoints, then
+    `relaxed.json`; called again with the same arguments, it only reads that (and the network stays as it is). Raises `BadData`
+    for too few images, `RunConflict` if the folder belongs to another search, `TrialFailed` with the reason "nan" or
+    "out-of-memory".
     """
     if len(data.train) < 4:
         raise BadData(
@@ -141,8 +65,9 @@ def search(
     claim(folder, _key(mixture, method, data, config, pressure), OTHERS)
     written = folder / "relaxed.json"
     if not written.exists():
-        _Search(mixture, method, data, config, folder, pressure).run(progress)
-    return _relaxed(read_json(written))
+        with failures_named():
+            _Search(mixture, method, data, config, folder, pressure).run(progress)
+    return Relaxed.from_json(read_json(written))
 
 
 class _Search:
@@ -166,6 +91,7 @@ class _Search:
         self.sgd = SGD(self.weights.values(), lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)
         self.adam = Adam(self.logits.values(), lr=config.arch_lr, betas=(0.5, 0.999), weight_decay=config.arch_decay)
         order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(config.seed))
+        self.augmentation = augmentation(data, TrainConfig(augment=config.augment))
         self.halves = order.tensor_split(2)
         self.per_epoch = math.ceil(len(self.halves[0]) / config.batch)
         self.checkpoint, self.written = Checkpoint(folder / "checkpoint"), folder / "relaxed.json"
@@ -238,18 +164,22 @@ class _Search:
         return F.cross_entropy(self.network(images, self.method.draw(self.logits, done, seed)), labels)
 
     def _batch(self, step: int, half: int) -> tuple[Tensor, Tensor]:
-        """Normalised images and labels of a step, from one of the halves."""
+        """Normalised and augmented images and labels of a step, from one of the halves."""
         rows = self.halves[half]
         some = rows[batch_rows(step, self.config.batch, len(rows), self.config.seed)]
         taken = self.data.train.take(some)
-        return self.data.normalised(taken.images.to(self.device)), taken.labels.to(self.device)
+        generator = torch.Generator().manual_seed(seed_of(self.config.seed, step, f"images {half}"))
+        seeds = torch.rand(len(some), 3, generator=generator).to(self.device)
+        images = augmented(self.data.normalised(taken.images.to(self.device)), seeds, *self.augmentation)
+        return images, taken.labels.to(self.device)
 
     def _check(self) -> None:
-        """Raises `BefitError` if a loss is no number any more."""
+        """Raises `TrialFailed` if a loss is no number any more."""
         if not bool(self.curve[-1].isfinite().all()):
-            raise BefitError(
+            raise TrialFailed(
                 f"search: the loss is no number after {len(self.curve)} steps; give lower learning rates than "
-                f"{self.config.lr:g} (weights) and {self.config.arch_lr:g} (architecture)"
+                f"{self.config.lr:g} (weights) and {self.config.arch_lr:g} (architecture)",
+                reason="nan",
             )
 
     def _finish(self) -> None:
@@ -333,15 +263,6 @@ def seed_of(seed: int, step: int, what: str) -> int:
 def _named(state: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
     """The tensors of one kind, by name."""
     return {name.removeprefix(f"{kind} "): own for name, own in state.items() if name.startswith(f"{kind} ")}
-
-
-def _relaxed(told: Mapping[str, Any]) -> Relaxed:
-    history = tuple(
-        Epoch(**{**own, "probabilities": {name: tuple(p) for name, p in own["probabilities"].items()}})
-        for own in told["history"]
-    )
-    scores = {name: tuple(own) for name, own in told["scores"].items()}
-    return Relaxed(scores=scores, history=history, steps=told["steps"], seconds=told["seconds"])
 
 
 def _key(mixture: Mixture, method: Method, data: Images, config: RelaxConfig, pressure: Pressure | None) -> str:
