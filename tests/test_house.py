@@ -66,6 +66,11 @@ VAGUE_NAMES = {"util", "utils", "misc", "common", "helper", "helpers", "manager"
 
 TESTED_IN = {
     "__main__.py": "test_cli.py",
+    "arch/task.py": "vision/test_cell.py",
+    "cli/images.py": "search/test_pipeline.py",
+    "cli/language.py": "test_cli.py",
+    "cli/runs.py": "test_cli.py",
+    "cli/shown.py": "test_cli.py",
     "cost/workload.py": "test_budget.py",
     "elastic/config.py": "elastic/test_pipeline.py",
     "elastic/job.py": "elastic/test_pipeline.py",
@@ -75,6 +80,12 @@ TESTED_IN = {
     "puzzle/library.py": "puzzle/test_local.py",
     "puzzle/plan.py": "test_cli.py",
     "puzzle/record.py": "puzzle/test_pipeline.py",
+    "search/config.py": "search/test_pipeline.py",
+    "search/find.py": "search/test_pipeline.py",
+    "search/finish.py": "search/test_pipeline.py",
+    "search/job.py": "search/test_pipeline.py",
+    "search/summary.py": "search/test_pipeline.py",
+    "vision/blueprint.py": "vision/test_cell.py",
     "lm/llama.py": "lm/test_families.py",
     "lm/mistral.py": "lm/test_families.py",
     "lm/modeling_befit_hybrid.py": "lm/test_modeling_befit.py",
@@ -82,6 +93,9 @@ TESTED_IN = {
     "lm/qwen2.py": "lm/test_families.py",
     "lm/shapes.py": "lm/test_pretrain.py",
     "lm/qwen3.py": "lm/test_families.py",
+    "vision/arrays.py": "vision/test_data.py",
+    "vision/pixels.py": "vision/test_data.py",
+    "vision/sources.py": "vision/test_data.py",
     "vision/blueprint.py": "vision/test_cell.py",
 }
 """Modules of src/befit that have no test file of their own name, and the file under tests/ that tests them."""
@@ -139,7 +153,7 @@ def globals_(tree: ast.Module) -> Iterator[str]:
 def prints(tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
-            yield f"line {node.lineno}: print outside cli.py"
+            yield f"line {node.lineno}: print outside cli"
 
 
 def broad_excepts(tree: ast.Module) -> Iterator[str]:
@@ -191,7 +205,7 @@ def test_imports_go_down_only(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=_name)
 def test_shape_of_code(path: Path) -> None:
     tree = ast.parse(path.read_text())
-    rules = [rule for rule in BROKEN if not (rule is prints and _name(path) == "cli.py")]
+    rules = [rule for rule in BROKEN if not (rule is prints and _part(path) == "cli")]
     assert not [offence for rule in rules for offence in rule(tree)]
     assert len(path.read_text().splitlines()) <= MAX_FILE_LINES
     assert not vague(_name(path)), "name a module by what it holds"

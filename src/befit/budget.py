@@ -24,7 +24,7 @@ _COSTS = {
     "weight_bytes": ("weights", "bytes"),
     "cache_bytes": ("cache", "bytes"),
     "flops": ("flops", "flops"),
-    "macs": ("macs", "flops"),
+    "macs": ("macs", "count"),
     "latency_ms": ("latency", "ms"),
     "prefill_ms": ("prefill_ms", "ms"),
     "decode_ms": ("decode_ms", "ms"),
@@ -37,7 +37,7 @@ _LOWER = frozenset({"tokens_per_s"})
 
 _BINARY = {"TiB": 2.0**40, "GiB": 2.0**30, "MiB": 2.0**20, "KiB": 2.0**10}
 _UNITS: dict[str, dict[str, float]] = {
-    "count": {"B": 1e9, "M": 1e6, "K": 1e3, "": 1.0},
+    "count": {"B": 1e9, "G": 1e9, "M": 1e6, "K": 1e3, "": 1.0},
     "flops": {"T": 1e12, "G": 1e9, "B": 1e9, "M": 1e6, "K": 1e3, "": 1.0},
     "bytes": _BINARY | {"TB": 1e12, "GB": 1e9, "MB": 1e6, "KB": 1e3, "B": 1.0},
     "ms": {"s": 1e3, "ms": 1.0, "us": 1e-3, "": 1.0},

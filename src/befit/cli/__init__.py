@@ -1,0 +1,67 @@
+"""The command line: verbs, and the only place where a string becomes an object.
+
+    befit puzzle    fit a trained language model to a budget
+    befit elastic   train one nested model from which any size is cut
+    befit search    search an image classifier for your data that keeps a budget
+    befit cut       cut a size out of a nested model or shared weights, in seconds and without training
+    befit predict   say what is in a picture, by the network that a search left
+    befit export    write that network for another engine, and check that it says the same there
+    befit resume    go on with a run that was stopped
+    befit report    draw a run's report anew
+    befit solve     choose options under bounds, from a plain table or a run directory
+    befit measure   measure the cost table of a parent on this device
+    befit parent    train the embedded parent, or prepare its tokens
+
+Results go to stdout, progress and errors to stderr. An error that is the user's to fix ends with exit code 2 and one
+message; Ctrl-C ends with 130 and loses nothing that was finished.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from befit.cli.images import export_verb, predict_verb, search_verb
+from befit.cli.language import elastic_verb, measure_verb, parent_verb, puzzle_verb, solve_verb
+from befit.cli.runs import cut_verb, report_verb, resume_verb
+from befit.errors import BefitError
+
+Verb = Callable[[Sequence[str]], None]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code."""
+    verbs: dict[str, Verb] = {
+        "puzzle": puzzle_verb,
+        "elastic": elastic_verb,
+        "search": search_verb,
+        "cut": cut_verb,
+        "predict": predict_verb,
+        "export": export_verb,
+        "resume": resume_verb,
+        "report": report_verb,
+        "solve": solve_verb,
+        "measure": measure_verb,
+        "parent": parent_verb,
+    }
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help") or given[0] not in verbs:
+        wrong = bool(given) and given[0] not in ("-h", "--help")
+        lines = (__doc__ or "").split("\n\n")[1]
+        message = f"befit: there is no verb {given[0]!r}\n\n{lines}" if wrong else f"usage: befit VERB …\n\n{lines}"
+        print(message, file=sys.stderr if wrong else sys.stdout)
+        return 2 if wrong else 0
+    try:
+        verbs[given[0]](given[1:])
+    except BefitError as error:
+        print(f"befit {given[0]}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            f"befit {given[0]}: stopped; what was finished is kept, the same command goes on from there",
+            file=sys.stderr,
+        )
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

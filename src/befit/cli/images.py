@@ -1,0 +1,113 @@
+"""Verbs for image networks: search, predict, export."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+
+from befit.cli.shown import quiet, say, show_lines, show_rows
+
+if TYPE_CHECKING:
+    from befit.search.config import SearchConfig
+
+
+def search_verb(arguments: Sequence[str]) -> None:
+    """Search an image classifier for your data that keeps a budget."""
+    from befit.search.config import SearchConfig
+
+    run_search(tyro.cli(SearchConfig, args=arguments, prog="befit search"))
+
+
+def run_search(config: "SearchConfig") -> None:
+    """Run the pipeline that the searcher belongs to, with progress bars, and print the finalists."""
+    from befit.budget import Budget
+    from befit.progress import Bars
+    from befit.search.config import SAMPLED
+    from befit.search.summary import lines, table_rows
+
+    if config.budget is not None:
+        Budget.parse(config.budget)  # the cheapest mistake to find, before any image is read
+    if config.searcher in SAMPLED:
+        from befit.search.pipeline import search
+    else:
+        from befit.oneshot.pipeline import search
+    with Bars() as progress:
+        summary = search(config, progress=progress, say=say)
+    show_rows(table_rows(summary), summary["title"])
+    show_lines(lines(summary))
+
+
+def predict_verb(arguments: Sequence[str]) -> None:
+    """Say what is in pictures, by the network that a search left."""
+
+    def predict(folder: tyro.conf.Positional[Path], images: tyro.conf.Positional[list[Path]], /, top: int = 1) -> None:
+        """Label and probability of each picture; folders are read through.
+
+        Args:
+            folder: best/ of a run of `befit search`, or the run.
+            images: Pictures, or folders of pictures.
+            top: How many labels to give for each.
+        """
+        from befit.vision.checkpoint import load_classifier
+
+        classifier = load_classifier(folder)
+        for image in images:
+            found = classifier.predict(image)
+            for one in found if isinstance(found, list) else [found]:
+                ranked = sorted(one.probabilities.items(), key=lambda item: -item[1])[:top]
+                show_lines(["\t".join([one.image, *(f"{label}\t{share:.4f}" for label, share in ranked)])])
+
+    tyro.cli(predict, args=arguments, prog="befit predict")
+
+
+def export_verb(arguments: Sequence[str]) -> None:
+    """Write a network for another engine."""
+
+    def export(
+        folder: tyro.conf.Positional[Path],
+        /,
+        to: Literal["onnx"] = "onnx",
+        out: Path | None = None,
+        int8: bool = False,
+        data: str | None = None,
+        size: int | None = None,
+    ) -> None:
+        """Write the network of a search for another engine, and check that it says the same there.
+
+        Args:
+            folder: best/ of a run of `befit search`, or the run.
+            to: The form.
+            out: The file; model.onnx in the folder if not given.
+            int8: Eight-bit weights and activations, calibrated on images.
+            data: Images to calibrate and compare on, as `befit search --data` takes them; those of the search if not given.
+            size: Pixels to which these are scaled, as for `befit search`.
+        """
+        del to
+        from befit.budget import human
+        from befit.export.onnx import export_onnx
+        from befit.search.finish import images_of
+
+        quiet()
+        images = images_of(folder, data, size)
+        made = export_onnx(folder, out or folder / "model.onnx", data=images, int8=int8)
+        told = [f"file    {made.path} ({human('weight_bytes', made.size_bytes)})"]
+        told.append(f"check   logits differ by at most {made.max_difference:.1e} under ONNX Runtime")
+        if made.agreement is not None:
+            told.append(f"8 bits  the same class as in fp32 for {made.agreement:.1%} of the validation images")
+        if made.accuracy is not None:
+            told.append(f"right   {made.accuracy:.2%} of the validation images, under ONNX Runtime")
+        show_lines(told)
+
+    tyro.cli(export, args=arguments, prog="befit export")
+
+
+def cut_search(run: Path, out: Path | None, budget: str) -> list[str]:
+    """Take the best network inside another budget out of shared weights; what to print."""
+    from befit.oneshot.cut import cut
+    from befit.progress import Bars
+
+    words = re.sub(r"[^\w.%]+", "-", budget).strip("-")
+    with Bars() as progress:
+        return cut(run, out or run / "cuts" / words, budget=budget, progress=progress).lines()
