@@ -33,7 +33,11 @@ def from_memory(images: Any, labels: Any, where: str) -> tuple[Tensor, Sequence[
     is_array = not isinstance(images, Tensor)
     try:
         # A copy: the caller may go on to change what is theirs.
-        pixels = torch.from_numpy(np.array(images)) if is_array else images.detach().cpu().clone()
+        pixels = (
+            torch.from_numpy(np.array(images))
+            if is_array
+            else images.detach().cpu().clone(memory_format=torch.contiguous_format)
+        )
     except TypeError as error:
         raise BadData(f"data: the images of {where} are no array of numbers ({error}); {expected}") from error
     if pixels.ndim == 3:
@@ -42,7 +46,7 @@ def from_memory(images: Any, labels: Any, where: str) -> tuple[Tensor, Sequence[
         pixels = pixels.permute(0, 3, 1, 2).contiguous()
     if pixels.ndim != 4 or not pixels.numel():
         raise BadData(f"data: the images of {where} have the shape {tuple(np.shape(images))}; {expected}")
-    return _pixels(pixels, where), labels.tolist() if isinstance(labels, Tensor | np.ndarray) else list(labels)
+    return _pixels(pixels, where), np.asarray(labels).tolist()
 
 
 def _pixels(pixels: Tensor, where: str) -> Tensor:

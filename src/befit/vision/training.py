@@ -28,8 +28,8 @@ from befit.vision.data import Images, Split
 EVALUATED = 500
 """Images of a batch when accuracy is measured."""
 
-PEAK = {"sgd": 0.2 / 128, "adamw": 0.01 / 128}
-"""Highest learning rate for each image of a batch: the best of a few on digits and on a part of CIFAR-10."""
+RATES = {"sgd": 0.2, "adamw": 0.01}
+"""Highest learning rates: the best of a few on digits and on a part of CIFAR-10, with batches of 32 to 128."""
 
 _LEAST_STEPS = 16
 _CHECKED_STEPS = 25
@@ -49,7 +49,7 @@ class TrainConfig:
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """`sgd` has Nesterov momentum 0.9."""
     lr: float | None = None
-    """Highest learning rate, at the end of the warm-up; None: for a batch of 128 0.2 (sgd) or 0.01 (adamw), and in proportion."""
+    """Highest learning rate, at the end of the warm-up; None: 0.2 for sgd, 0.01 for adamw, whatever the batch."""
     weight_decay: float | None = None
     """Of matrices and kernels; None: 0.0005 for sgd, 0.05 for adamw (times the rate, as PyTorch has both)."""
     label_smoothing: float = 0.1
@@ -222,7 +222,7 @@ class _Training:
         # Bytes: all of CIFAR-10 takes 180 MB of a GPU.
         self.images, self.labels = data.train.images.to(device), data.train.labels.to(device)
         self.batch = max(2, min(config.batch, len(self.labels) // _LEAST_STEPS))
-        self.peak = config.lr or PEAK[config.optimizer] * self.batch
+        self.peak = config.lr or RATES[config.optimizer]
         self.per_epoch = max(1, len(self.labels) // self.batch)
         self.generator = torch.Generator().manual_seed(seed)
         self.augmentation = augmentation(data, config)
