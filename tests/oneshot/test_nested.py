@@ -97,7 +97,8 @@ def test_extracted_network_answers_as_the_supernet_does(images: Tensor) -> None:
         assert not own.training and not net.training
         with torch.no_grad():
             assert torch.allclose(own(images), net(images, arch), atol=1e-5)
-            own.train(), net.train()
+            own.train()
+            net.train()
             assert torch.allclose(own(images), net(images, arch), atol=1e-5)
 
 

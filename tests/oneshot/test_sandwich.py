@@ -13,11 +13,11 @@ from torch import Tensor
 from befit.arch.cell import cell_space, parse
 from befit.arch.space import Choice, Space
 from befit.errors import IllegalArch, RunConflict, TrialFailed
-from befit.oneshot.sandwich import SandwichConfig, augmented, fair_round, subnets, train_supernet
+from befit.oneshot.sandwich import SandwichConfig, fair_round, subnets, train_supernet
 from befit.oneshot.shared_cell import CellSupernet
 from befit.vision.data import Images, from_arrays
 
-CONFIG = SandwichConfig(epochs=2, batch=16, paths=1, flip=False, checkpoint_seconds=0, seed=3)
+CONFIG = SandwichConfig(epochs=2, batch=16, paths=1, checkpoint_seconds=0, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +53,9 @@ def test_strictly_fair_rounds_train_each_option_of_each_choice_once() -> None:
 
 def test_the_supernet_learns(data: Images) -> None:
     net = fresh(data)
-    told = train_supernet(net, data, replace(CONFIG, epochs=6, fair=True))
-    assert sum(told.losses[-4:]) < 0.5 * sum(told.losses[:4])
-    assert told.epochs == pytest.approx(6, rel=0.2) and told.steps == len(told.losses) and not net.training
+    told = train_supernet(net, data, replace(CONFIG, epochs=4, fair=True, lr=0.1))
+    assert sum(told.losses[-4:]) < 0.7 * sum(told.losses[:4])
+    assert told.epochs == pytest.approx(4, rel=0.2) and told.steps == len(told.losses) and not net.training
 
 
 def test_a_killed_training_goes_on_to_the_same_weights(
@@ -146,22 +146,7 @@ def test_nothing_to_train(data: Images) -> None:
         train_supernet(fresh(data), data, replace(CONFIG, paths=0))
 
 
-def test_augmented_images_are_shifted_copies() -> None:
-    images = torch.arange(1, 65.0).view(1, 1, 8, 8).expand(20, -1, -1, -1)
-    moved = augmented(images, replace(CONFIG, shift=0.125))
-    assert moved.shape == images.shape
-    padded = torch.nn.functional.pad(images[0, 0], (1, 1, 1, 1))
-    options = [padded[y : y + 8, x : x + 8] for y in range(3) for x in range(3)]
-    assert all(any(torch.equal(one[0], option) for option in options) for one in moved)
-    assert len({tuple(one.flatten().tolist()) for one in moved}) > 3
-    assert torch.equal(augmented(images, replace(CONFIG, shift=0)), images)
-    flipped = augmented(images, replace(CONFIG, shift=0, flip=True))
-    same = [torch.equal(one, images[0]) for one in flipped]
-    assert any(same) and not all(same)
-    assert all(torch.equal(one, images[0]) or torch.equal(one, images[0].flip(-1)) for one in flipped)
-
-
-@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"seconds": 0.0}, {"paths": -1}, {"shift": 1}, {"warmup": 1}])
+@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"seconds": 0.0}, {"paths": -1}, {"momentum": 1}, {"warmup": 1}])
 def test_impossible_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"sandwich: {next(iter(wrong))}"):
         SandwichConfig(**wrong)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from befit.arch.cell import NAMES, OPS, cell_space, parse
+from befit.arch.space import Arch
 from befit.arch.task import ImageTask
 from befit.oneshot.shared_cell import CellSupernet, live
 from befit.oneshot.supernet import recalibrate
@@ -24,7 +25,7 @@ def supernet() -> CellSupernet:
     return net
 
 
-def archs(count: int) -> list[object]:
+def archs(count: int) -> list[Arch]:
     rng = random.Random(0)
     return [cell_space().sample(rng) for _ in range(count)]
 
@@ -42,7 +43,8 @@ def test_extracted_network_answers_as_the_supernet_does(images: Tensor) -> None:
         assert not own.training and not net.training
         with torch.no_grad():
             assert torch.allclose(own(images), net(images, arch), atol=1e-5)
-            own.train(), net.train()
+            own.train()
+            net.train()
             assert torch.allclose(own(images), net(images, arch), atol=1e-5)
 
 
@@ -57,7 +59,8 @@ def test_statistics_are_the_means_over_the_batches(images: Tensor) -> None:
     recalibrate(net, arch, [images[8:]])  # what other images left behind must be gone
     recalibrate(net, arch, [images[:4], images[4:8]])
     with torch.no_grad():
-        twin(images[:4]), twin(images[4:8])
+        twin(images[:4])
+        twin(images[4:8])
     other, found = twin.state_dict(), net.extract(arch).state_dict()
     for name, tensor in other.items():
         if "num_batches" not in name:

@@ -83,7 +83,7 @@ class NestedSupernet(Supernet):
         flat = _flat(name)
         if flat in self.weights:
             return self.weights[flat]
-        if flat not in self.statistics._buffers:  # noqa: SLF001 - torch has no other way to ask
+        if flat not in self.statistics._buffers:
             raise UnsupportedModel(
                 f"supernet: a sub-net has a part {name} that the largest has not, nor any that differs from it in one "
                 "choice; parts must keep their names from arch to arch"

@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +35,7 @@ from befit.progress import Progress, silent
 from befit.rundir import digest
 from befit.search.searcher import seed_of
 from befit.vision.data import Images
+from befit.vision.training import TrainConfig, augmentation, augmented, failures_named, rate
 
 ON_DEVICE_BYTES = 4 << 30
 """Training images up to this size are kept on the device whole."""
@@ -69,10 +71,8 @@ class SandwichConfig:
     """Largest norm of a step's gradient, summed over its sub-nets; a longer one is shortened to it."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over all classes, 0 up to 1."""
-    shift: float = 0.125
-    """Images are moved by up to this share of their sides at random, 0 up to 1; 0 moves none."""
-    flip: bool = True
-    """Whether half of the images are mirrored; not for digits or letters."""
+    augment: Literal["auto", "none"] = "auto"
+    """`auto`: as in the training of single networks: shifted, and mirrored where a mirror image is the same thing."""
     checkpoint_seconds: float = 60.0
     """Least time between two checkpoints; what a kill can cost at most."""
     seed: int = 0
@@ -87,7 +87,7 @@ class SandwichConfig:
         for name in ("paths", "weight_decay", "checkpoint_seconds"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"sandwich: {name} must be 0 or more, got {getattr(self, name)!r}")
-        for name in ("momentum", "label_smoothing", "shift", "warmup"):
+        for name in ("momentum", "label_smoothing", "warmup"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"sandwich: {name} must be at least 0 and under 1, got {getattr(self, name)!r}")
 
@@ -111,15 +111,16 @@ def train_supernet(
 ) -> SupernetTraining:
     """Train where the supernet lies; it is left in evaluation mode, and its statistics are to be recalibrated.
 
-    `folder` receives checkpoints, which go when the training ends. Raises `TrialFailed` (reason "nan") if the loss is no
-    number, `RunConflict` if the folder belongs to another training, `IllegalArch` if there is no sub-net to train.
+    `folder` receives checkpoints, which go when the training ends. Raises `TrialFailed` (reason "nan" or
+    "out-of-memory"), `RunConflict` if the folder belongs to another training, `IllegalArch` if there is no sub-net to train.
     """
     checkpoint = None if folder is None else Checkpoint(folder / "checkpoint")
     if folder is not None:
         told = {name: value for name, value in asdict(config).items() if name != "checkpoint_seconds"}
         start = sampled_checksum(supernet.named_parameters())
         claim(folder, digest(told, data.fingerprint, start), "the training of other shared weights")
-    return _Training(supernet, data, config, checkpoint).run(progress)
+    with failures_named():
+        return _Training(supernet, data, config, checkpoint).run(progress)
 
 
 def subnets(supernet: Supernet, config: SandwichConfig, step: int) -> list[Arch]:
@@ -155,23 +156,6 @@ def fair_round(space: Space, rng: random.Random) -> list[Arch]:
     return found
 
 
-def augmented(images: Tensor, config: SandwichConfig) -> Tensor:
-    """Images (B, C, H, W) moved and mirrored at random, each its own way, by torch's global generator of their device."""
-    count, _, height, width = images.shape
-    down, right = int(config.shift * height), int(config.shift * width)
-    device = images.device
-    if config.flip:
-        mirrored = torch.rand(count, device=device) < 0.5
-        images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
-    if not (down or right):
-        return images
-    padded = F.pad(images, (right, right, down, down))
-    rows = torch.randint(2 * down + 1, (count, 1), device=device) + torch.arange(height, device=device)
-    columns = torch.randint(2 * right + 1, (count, 1), device=device) + torch.arange(width, device=device)
-    each = torch.arange(count, device=device)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-
-
 class _Training:
     """One attempt: the supernet, its optimizer, and where it stands."""
 
@@ -187,6 +171,7 @@ class _Training:
         small = data.train.images.numel() * data.train.images.element_size() <= ON_DEVICE_BYTES
         self.images = data.train.images.to(self.device) if small else data.train.images
         self.steps = math.ceil(config.epochs * len(self.labels) / config.batch)
+        self.augmentation = augmentation(data, TrainConfig(augment=config.augment))
         self.curve, self.seconds = list[Tensor](), 0.0
 
     def run(self, progress: Progress) -> SupernetTraining:
@@ -223,18 +208,18 @@ class _Training:
             done = step / self.steps if limit is None else self.seconds / limit
             if done >= 1:
                 return
-            rise = min(1.0, (done + 1 / self.steps) / self.config.warmup) if self.config.warmup else 1.0
             for group in self.optimizer.param_groups:
-                group["lr"] = self.config.lr * rise * 0.5 * (1 + math.cos(math.pi * done))
+                group["lr"] = rate(done, self.config.lr, self.config.warmup)
             yield step
 
     def _step(self, step: int) -> Tensor:
         """One step of the optimizer; the loss of its first sub-net before it."""
         torch.manual_seed(seed_of(self.config.seed, step))
+        seeds = torch.rand(self.config.batch, 3).to(self.device)
         rows = torch.tensor(batch_rows(step, self.config.batch, len(self.labels), self.config.seed))
         labels = self.labels[rows.to(self.device)]
         raw = self.images[rows.to(self.images.device)].to(self.device)
-        images = augmented(self.data.normalised(raw), self.config)
+        images = augmented(self.data.normalised(raw), seeds, *self.augmentation)
         archs = subnets(self.supernet, self.config, step)
         self.optimizer.zero_grad(set_to_none=True)
         teacher, first = self._learn(images, labels, archs[0], None)

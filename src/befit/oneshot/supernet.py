@@ -20,13 +20,12 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as Norm
 
 from befit.arch.space import Arch
 from befit.arch.task import ImageTask
 from befit.errors import UnsupportedModel
 from befit.vision.blueprint import Blueprint
-
-Norm = nn.modules.batchnorm._BatchNorm  # noqa: SLF001 - the class that all batch norms share has no other name
 
 
 class Supernet(nn.Module, abc.ABC):
