@@ -42,9 +42,9 @@ from befit.cost.workload import Workload
 from befit.lm import ssd
 from befit.lm.distill import head_kl
 from befit.lm.families import family_of
+from befit.lm.leaves import Leaves
 from befit.lm.network import OPEN, Gates, Network, head, hidden_states, network_of
 from befit.lm.precision import mixed
-from befit.lm.prefix import prefix
 from befit.lm.shapes import HybridShape, build
 from befit.lm.training import Learner, adam
 
@@ -191,6 +191,7 @@ class Bench:
     weights: dict[str, Tensor]
     teacher: dict[str, Tensor]
     learner: Learner
+    leaves: Leaves
     tokens: Tensor
 
     def step(self, run: Callable[..., Tensor], member: Member | None, gates: Gates) -> list[float]:
@@ -203,7 +204,7 @@ class Bench:
         with mixed(device):
             net, weights = self.net, self.weights
             if member is not None:
-                weights = prefix(weights, net.shape, net.family, member)
+                weights = self.leaves(weights, member)
                 net = replace(net, shape=cut_shape(net.shape, member))
             loss = head_kl(target, (run(net, weights, self.tokens, gates=gates), head(net, weights)))
         clock.mark()
@@ -244,7 +245,8 @@ def bench_of(name: str, device: torch.device) -> Bench:
     weights = {name: weight.to(device, copy=True).requires_grad_() for name, weight in own.items()}
     learner = Learner(weights, adam(weights, lr=1e-5))
     tokens = torch.randint(vocab, (batch, time_), device=device)
-    return Bench(net=net, weights=weights, teacher=teacher, learner=learner, tokens=tokens)
+    leaves = Leaves(weights, net.shape, net.family)
+    return Bench(net=net, weights=weights, teacher=teacher, learner=learner, leaves=leaves, tokens=tokens)
 
 
 def measure(name: str, device: torch.device, rounds: int, *, compiled: bool) -> list[dict[str, Any]]:

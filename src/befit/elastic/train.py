@@ -40,6 +40,7 @@ from befit.elastic.record import Chosen, Log, Record, Routed, Trained, trained_f
 from befit.elastic.router import cost_of, gates, noise
 from befit.errors import BadData
 from befit.lm.distill import head_kl
+from befit.lm.leaves import Leaves
 from befit.lm.network import Gates, Network, head, hidden_states
 from befit.lm.precision import mixed
 from befit.lm.prefix import prefix
@@ -109,10 +110,11 @@ def predict(
     *,
     recompute: bool = False,
     run: Callable[..., Tensor] = hidden_states,
+    leaves: Leaves | None = None,
 ) -> Predictor:
-    """A member's forward on views of the whole's weights, for token ids (B, T); `run` may be `hidden_states` compiled."""
+    """A member's forward on views of the weights (in training, leaves) for tokens (B, T); `run` may be compiled."""
     cut = replace(net, shape=cut_shape(net.shape, member))
-    own = prefix(weights, net.shape, net.family, member)
+    own = prefix(weights, net.shape, net.family, member) if leaves is None else leaves(weights, member)
     return run(cut, own, tokens, recompute=recompute), head(cut, own)
 
 
@@ -155,6 +157,7 @@ class _Training:
         self.weights = Learner(
             learned, adam(learned, lr=config.lr, weight_decay=config.weight_decay, undecayed={"gains"})
         )
+        self.leaves = Leaves(weights, nested.net.shape, nested.net.family)
         routing = dict(self.nested.router.named_parameters())
         self.router = Learner(routing, Adam(routing.values(), lr=config.router_lr))
         self.record = Record()
@@ -254,7 +257,8 @@ class _Training:
         if self.nested.gains is not None:
             weights = self.nested.gains.apply(weights, share)
         run = self.states if settled else hidden_states
-        return predict(self.nested.net, weights, member, tokens, recompute=self.config.recompute, run=run)
+        net, recompute = self.nested.net, self.config.recompute
+        return predict(net, weights, member, tokens, recompute=recompute, run=run, leaves=self.leaves)
 
     def _member(self, step: int, share: float, draw: torch.Generator) -> Member:
         """What a budget trains: the member that will be cut, or while the router explores, one near its choice."""
