@@ -15,6 +15,7 @@ from befit.errors import IllegalArch, UnsupportedModel
 from befit.oneshot.nested import NestedSupernet, covering, extreme, view
 from befit.oneshot.supernet import recalibrate
 from befit.vision.blueprint import Blueprint
+from befit.vision.mobile import mobile
 
 TASK = ImageTask(channels=2, height=8, width=8, classes=3)
 SPACE = Space(
@@ -137,6 +138,22 @@ def test_gradients_reach_the_part_and_nothing_else(images: Tensor) -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in net.named_buffers())
 
 
+def test_mobile_networks_of_all_skeletons_share_weights() -> None:
+    task = ImageTask(channels=3, height=16, width=16, classes=3)
+    small = mobile(resolutions=(16, 24), widths=(0.25, 0.5), expansions=(1.0, 2.0, 3.0), depth=2)
+    net, rng = NestedSupernet(small, task), random.Random(0)
+    pictures = torch.randn(6, 3, 16, 16)
+    seen = set[object]()
+    for arch in [small.space.sample(rng) for _ in range(6)]:
+        seen.add(arch["skeleton"])
+        recalibrate(net, arch, [pictures])
+        own = net.extract(arch)
+        assert sum(weight.numel() for weight in own.parameters()) == small.count(arch, task).params
+        with torch.no_grad():
+            assert torch.allclose(own(pictures), net(pictures, arch), atol=1e-5)
+    assert len(seen) > 1
+
+
 def test_weights_survive_saving(images: Tensor) -> None:
     torch.manual_seed(1)
     net, other = NestedSupernet(blueprint(), TASK), NestedSupernet(blueprint(), TASK)
@@ -152,26 +169,32 @@ def test_ends_and_cover() -> None:
         "resolution": 8, "width": 8, "depth": 3, "kernel": 7, "expansion": 2, "gate": True, "mixer": "linear", "rank": 3,
     }  # fmt: skip
     assert extreme(SPACE, most=False)["mixer"] == "conv" and "rank" not in extreme(SPACE, most=False)
-    archs = list(covering(SPACE, extreme(SPACE, most=True)))
-    options = {(name, option) for name, choice in SPACE.choices.items() for option in choice.options}
-    assert {pair for arch in archs for pair in arch.items()} == options and all(map(SPACE.contains, archs))
+    ends = extreme(SPACE, most=True), extreme(SPACE, most=False)
+    archs = list(covering(SPACE, *ends))
+    named = {(name, option) for name in ("gate", "mixer") for option in SPACE.choices[name].options}
+    assert archs[:2] == list(ends) and {pair for arch in archs for pair in arch.items()} >= named
+    assert all(map(SPACE.contains, archs)) and len(archs) == 4
     ruled = Space({"a": Choice(1, 2), "b": Choice(1, 2)}, legal=lambda arch: arch["a"] != arch["b"])
     with pytest.raises(IllegalArch, match="name the largest"):
         extreme(ruled, most=True)
 
 
-def test_parts_that_are_no_parts_are_refused() -> None:
-    with pytest.raises(UnsupportedModel, match="no part"):
-        view(torch.zeros(4, 3), torch.Size((3, 4)), "x")
-    crossed = Space({"a": Choice(2, 3)})
+def test_shapes_that_cross_share_what_they_have_in_common() -> None:
+    crossed = Space({"a": Choice("low", "high")})
 
     def build(arch: Arch, task: ImageTask) -> nn.Module:
         del task
-        a = int(arch["a"])
-        return nn.Linear(a, 5 - a)
+        return nn.Linear(2, 4) if arch["a"] == "low" else nn.Linear(3, 2)
 
-    with pytest.raises(UnsupportedModel, match="weight has the shape"):
-        NestedSupernet(blueprint(crossed, build), TASK)
+    net = NestedSupernet(blueprint(crossed, build), TASK)
+    low, high = (net.extract(crossed.arch({"a": a})).state_dict()["weight"] for a in ("low", "high"))
+    assert low.shape == (4, 2) and high.shape == (2, 3) and torch.equal(low[:2], high[:, :2])
+    assert torch.isfinite(net.weights["weight"]).all()
+
+
+def test_parts_that_are_no_parts_are_refused() -> None:
+    with pytest.raises(UnsupportedModel, match="no part"):
+        view(torch.zeros(4, 3), torch.Size((3, 4)), "x")
     named = Space({"a": Choice(1, 2), "b": Choice(1, 2)})
 
     def renamed(arch: Arch, task: ImageTask) -> nn.Module:
@@ -179,6 +202,5 @@ def test_parts_that_are_no_parts_are_refused() -> None:
         return nn.ModuleDict({f"part{arch['a']}{arch['b']}": nn.Linear(1, 1)})
 
     net = NestedSupernet(blueprint(named, renamed), TASK)
-    assert net.smallest is not None
     with pytest.raises(UnsupportedModel, match="keep their names"):
-        net.part(net.smallest)
+        net.part(named.arch({"a": 1, "b": 2}))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from befit.arch.space import Arch
 from befit.errors import Infeasible
@@ -51,8 +51,8 @@ class JudgeConfig:
 class Judge:
     """Accuracy on validation images by shared weights, 0..1: `judge(arch)`. Holds its images on the supernet's device."""
 
-    def __init__(self, supernet: Supernet, data: Images, config: JudgeConfig = JudgeConfig()) -> None:
-        self.supernet, self.config = supernet, config
+    def __init__(self, supernet: Supernet, data: Images, config: JudgeConfig | None = None) -> None:
+        self.supernet, config = supernet, config or JudgeConfig()
         self.device = next(supernet.parameters()).device
         rows = _some(len(data.train), config.calibration, config.seed)
         # A last batch of one image has no spread.
@@ -69,7 +69,12 @@ class Judge:
             recalibrate(self.supernet, arch, self.batches)
             with torch.no_grad():
                 answers = torch.cat([self.supernet(images, arch).argmax(1) for images in self.images])
-        return float((answers == self.labels).float().mean())
+        return int((answers == self.labels).sum()) / len(self.labels)
+
+    def network(self, arch: Arch) -> nn.Module:
+        """The sub-net as a network of its own, with the statistics by which it is judged, in full precision."""
+        recalibrate(self.supernet, arch, self.batches)
+        return self.supernet.extract(arch)
 
 
 def rank(judge: Callable[[Arch], float], archs: Sequence[Arch], progress: Progress = silent) -> list[float]:

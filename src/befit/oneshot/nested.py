@@ -52,12 +52,12 @@ class NestedSupernet(Supernet):
         """`largest` and `smallest`: by default every choice's largest and smallest number, last and first text."""
         super().__init__()
         self.blueprint, self.task = blueprint, task
-        self.largest: Arch | None = largest or extreme(blueprint.space, most=True)
-        self.smallest: Arch | None = smallest or extreme(blueprint.space, most=False)
+        ends = largest or extreme(blueprint.space, most=True), smallest or extreme(blueprint.space, most=False)
+        self.largest, self.smallest = ends
         self._templates: OrderedDict[Arch, Template] = OrderedDict()
         self.weights, self.statistics = nn.ParameterDict(), nn.Module()
         learnt, kept = dict[str, Tensor](), dict[str, Tensor]()
-        for arch in covering(blueprint.space, self.largest):
+        for arch in covering(blueprint.space, *ends):
             network = blueprint.build(arch, task)
             parameters = {name for name, _ in network.named_parameters(remove_duplicate=False)}
             for name, tensor in network.state_dict().items():
@@ -85,8 +85,8 @@ class NestedSupernet(Supernet):
             return self.weights[flat]
         if flat not in self.statistics._buffers:
             raise UnsupportedModel(
-                f"supernet: a sub-net has a part {name} that the largest has not, nor any that differs from it in one "
-                "choice; parts must keep their names from arch to arch"
+                f"supernet: a sub-net has a part {name} that neither the largest has nor the smallest, nor the largest with "
+                "another text or truth value; parts must keep their names from arch to arch"
             )
         return self.statistics.get_buffer(flat)
 
@@ -141,18 +141,22 @@ def extreme(space: Space, *, most: bool) -> Arch:
     return space.arch(taken)
 
 
-def covering(space: Space, largest: Arch) -> Iterator[Arch]:
-    """The largest arch, then each that takes another option in one choice, and the largest in those which this opens."""
-    yield largest
+def covering(space: Space, largest: Arch, smallest: Arch) -> Iterator[Arch]:
+    """Archs that have all parts between them: both ends, and the largest with each other text or truth value in it.
+
+    A number's smaller options are taken to need parts of what its largest needs.
+    """
+    yield from dict.fromkeys((largest, smallest))
     for name in largest:
         for option in space.choices[name].options:
-            taken = dict[str, Value]()
-            for other, choice in space.choices.items():
-                if choice.open(taken):
-                    held = largest[other] if other in largest else _end(choice.options, most=True)
-                    taken[other] = option if other == name else held
-            if option != largest[name] and space.contains(taken):
-                yield space.arch(taken)
+            if isinstance(option, str | bool) and option != largest[name]:
+                taken = dict[str, Value]()
+                for other, choice in space.choices.items():
+                    if choice.open(taken):
+                        held = largest[other] if other in largest else _end(choice.options, most=True)
+                        taken[other] = option if other == name else held
+                if space.contains(taken):
+                    yield space.arch(taken)
 
 
 def _end(options: tuple[Value, ...], most: bool) -> Value:
@@ -163,13 +167,20 @@ def _end(options: tuple[Value, ...], most: bool) -> Value:
 
 
 def _union(held: Tensor | None, tensor: Tensor, name: str) -> Tensor:
-    """The one of two tensors of a name that the other is a part of."""
-    if held is None or (
-        held.ndim == tensor.ndim and all(a <= b for a, b in zip(held.shape, tensor.shape, strict=True))
-    ):
-        return tensor.detach().clone() if held is None or held.shape != tensor.shape else held
-    view(held, tensor.shape, name)
-    return held
+    """A tensor of which both of a name are parts; what neither fills, where their shapes cross, is drawn like them."""
+    if held is None or held.shape == tensor.shape:
+        return tensor.detach().clone() if held is None else held
+    if held.ndim != tensor.ndim:
+        raise UnsupportedModel(
+            f"supernet: {name} is {tuple(held.shape)} in one sub-net, {tuple(tensor.shape)} in another"
+        )
+    shape = torch.Size(map(max, held.shape, tensor.shape))
+    whole = tensor.detach().clone() if shape == tensor.shape else held
+    if shape not in (tensor.shape, held.shape):
+        whole = torch.randn(shape, dtype=held.dtype) * tensor.detach().std()
+        view(whole, tensor.shape, name).copy_(tensor.detach())
+        view(whole, held.shape, name).copy_(held)
+    return whole
 
 
 def _flat(name: str) -> str:
