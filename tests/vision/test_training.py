@@ -88,6 +88,9 @@ def test_a_budget_of_seconds_is_kept(digits: Images, monkeypatch: pytest.MonkeyP
     assert 29 <= found.seconds <= 31
     assert 3 <= found.epochs <= 4 and len(found.history) == 4
     assert train(Slow(), digits, TrainConfig(seconds=0.1)).steps == 1, "at least one step is taken"
+    assert train(Slow(), digits, TrainConfig(seconds=5)).seconds <= 5, (
+        "the evaluation is in it, also if there is only one"
+    )
 
 
 def test_the_rate_rises_then_falls() -> None:
@@ -150,7 +153,7 @@ def test_an_error_of_the_network_is_not_swallowed(digits: Images) -> None:
 
 
 def test_a_timeout_is_a_reason(digits: Images) -> None:
-    with pytest.raises(TrialFailed, match=r"not trained after 1e-09 s \(16 steps") as caught:
+    with pytest.raises(TrialFailed, match=r"not trained after 1e-09 s \(2\.1% done") as caught:
         train(small(), digits, TrainConfig(epochs=3, timeout=1e-9))
     assert caught.value.reason == "timeout"
 

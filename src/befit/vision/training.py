@@ -25,7 +25,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from befit.errors import BadData, TrialFailed
 from befit.vision.data import Images, Split
 
-EVALUATED = 500
+EVALUATED = 256
 """Images of a batch when accuracy is measured."""
 
 RATES = {"sgd": 0.2, "adamw": 0.01}
@@ -226,11 +226,11 @@ class _Training:
         self.per_epoch = max(1, len(self.labels) // self.batch)
         self.generator = torch.Generator().manual_seed(seed)
         self.augmentation = augmentation(data, config)
-        self.steps, self.judging = 0, 0.0
+        self.steps, self.judging, self.over = 0, 0.0, False
 
     def run(self, report: Callable[[int, float], None] | None, stop: Callable[[], bool] | None) -> Trained:
         history, stopped = list[Epoch](), False
-        while not stopped and self.share() < 1:
+        while not stopped and not self.over and self.share() < 1:
             loss = self.epoch()
             begin = time.monotonic()
             found = accuracy(self.model, self.data.validation, self.data, self.device)
@@ -260,7 +260,10 @@ class _Training:
             return self.steps / (self.config.epochs * self.per_epoch)
         if not self.steps:
             return 0.0
-        return min(1.0, self.seconds() / max(1e-3, self.config.seconds - self.judging))
+        # Before the first evaluation: a forward is a third of a step.
+        step = self.seconds() / self.steps
+        judging = self.judging or step / 3 * len(self.data.validation) / self.batch
+        return min(1.0, self.seconds() / max(1e-3, self.config.seconds - judging))
 
     def epoch(self) -> float:
         """The mean loss of the steps of one pass, or of those that time allows. Raises `TrialFailed`."""
@@ -273,12 +276,14 @@ class _Training:
         for rows, own in zip(order.split(self.batch), seeds.split(self.batch), strict=True):
             share = self.share()
             if share >= 1 and steps:
+                self.over = True
                 break
             total += self.step(rows, own, rate(share, self.peak, self.config.warmup))
             steps += 1
-            if steps % _CHECKED_STEPS == 0:
-                self.check(total, steps)
-        self.check(total, steps)
+            self.check_time()
+            if steps % _CHECKED_STEPS == 0:  # a look at the loss makes a GPU wait
+                self.check_loss(total.item() / steps)
+        self.check_loss(total.item() / steps)
         return total.item() / steps
 
     def step(self, rows: Tensor, seeds: Tensor, lr: float) -> Tensor:
@@ -296,17 +301,20 @@ class _Training:
         self.steps += 1
         return loss.detach()
 
-    def check(self, total: Tensor, steps: int) -> None:
-        """Raise `TrialFailed` if the loss has left the numbers or time is over."""
-        if not math.isfinite(loss := total.item() / max(1, steps)):
+    def check_loss(self, loss: float) -> None:
+        """Raise `TrialFailed` if the loss has left the numbers."""
+        if not math.isfinite(loss):
             raise TrialFailed(
                 f"the loss is {loss} after {self.steps} steps; a lower learning rate or a norm layer may help",
                 reason="nan",
             )
+
+    def check_time(self) -> None:
+        """Raise `TrialFailed` if time is over."""
         limit = self.config.timeout
         if limit is not None and self.seconds() > limit:
             raise TrialFailed(
-                f"not trained after {limit:g} s ({self.steps} steps, {self.share():.0%} done); allow more time or fewer epochs",
+                f"not trained after {limit:g} s ({self.share():.1%} done); allow more time or fewer epochs",
                 reason="timeout",
             )
 
