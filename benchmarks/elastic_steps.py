@@ -8,6 +8,7 @@ and Adam. The parent's own forward is the same for all and told apart.
 
 slice   the member runs on views of the weights (`befit.lm.prefix`), without the layers that it does not keep
 widths  as slice, but the ratio is that of widths alone and all layers stay
+layers  as slice, but all widths stay and whole layers go, as many as the ratio asks for
 mask    the member of `slice` as factors of 0 and 1 over the whole network (`befit.lm.network.Gates`), as public code does it
 
 The optimizer always goes over all weights, as they share their moments; only forward and backward can shrink. Ways and sizes
@@ -19,6 +20,7 @@ a step that is not timed. With mamba_ssm installed, its scan is used on a GPU wh
 import argparse
 import itertools
 import json
+import math
 import platform
 import statistics
 import subprocess
@@ -49,7 +51,7 @@ from befit.lm.shapes import HybridShape, build
 from befit.lm.training import Learner, adam
 
 SHARES = (1.0, 0.75, 0.5, 0.25)
-WAYS = ("slice", "widths", "mask")
+WAYS = ("slice", "widths", "layers", "mask")
 SHAPES = {
     # The embedded hybrid parent, one ten times its size, and two large enough for a GPU: 207 million and 1.1 billion parameters.
     "small": (HybridShape(), 3072, 4, 256),
@@ -114,6 +116,8 @@ def member_at(shape: DecoderShape, share: float, *, depth: bool) -> Member:
     With `depth` layers go, too, spread evenly over the network.
     """
     most, groups = whole(shape), shape.mamba.groups if shape.mamba else 1
+    # A GPU's matrix products want multiples of 64 and more; a small network has too few channels for that.
+    tile = 128 if shape.hidden >= 2048 else 8
     attention = {i for i, block in enumerate(shape.arch.blocks) if isinstance(block.attention, Attention)}
 
     def at(ratio: float, ffn: float) -> Member:
@@ -123,18 +127,31 @@ def member_at(shape: DecoderShape, share: float, *, depth: bool) -> Member:
         kept = some(most.depth) if depth else most.depth
         return replace(
             most,
-            hidden=some(most.hidden, 8),
-            ffn=some(most.widest_ffn, 8, ratio * ffn),
+            hidden=some(most.hidden, tile),
+            ffn=some(most.widest_ffn, tile, ratio * ffn),
             kv_heads=some(most.kv_heads),
             mamba_heads=some(most.mamba_heads, groups),
-            mamba_head_dim=some(most.mamba_head_dim, 8),
-            state=some(most.state, 8),
+            mamba_head_dim=some(most.mamba_head_dim, min(tile, 16)),
+            state=some(most.state, min(tile, 16)),
             layers=tuple(i * most.depth // kept for i in range(kept)),
         )
 
     total = params(shape, most)
     found = [at(step / 100, ffn / 20) for step in range(20, 101) for ffn in range(16, 25)]
     legal = [member for member in found if attention & set(member.layers)]
+    return min(legal, key=lambda member: abs(params(shape, member) / total - share))
+
+
+def without_layers(shape: DecoderShape, share: float) -> Member:
+    """Full widths, and as many layers as come nearest to the share: pairs of a mixer and its FFN, spread over the network."""
+    most = whole(shape)
+    pairs = most.depth // 2
+    stride = next(k for k in range(pairs // 2 + 1, 0, -1) if math.gcd(k, pairs) == 1)
+    order = [2 * (i * stride % pairs) + half for i in range(pairs) for half in (0, 1)]
+    attention = {i for i, block in enumerate(shape.arch.blocks) if isinstance(block.attention, Attention)}
+    found = [replace(most, layers=tuple(sorted(order[:kept]))) for kept in range(1, len(order) + 1)]
+    legal = [member for member in found if attention & set(member.layers)]
+    total = params(shape, most)
     return min(legal, key=lambda member: abs(params(shape, member) / total - share))
 
 
@@ -261,8 +278,9 @@ def measure(name: str, device: torch.device, rounds: int, *, compiled: bool) -> 
         dynamo.recompile_limit = 32  # one graph for each size; at the default of 8 the last would run eagerly
     sizes = itertools.product((1.0, 0.5), ("slice",)) if compiled else itertools.product(SHARES, WAYS)
     for share, way in sizes:
-        if share < 1 or way != "widths":
-            member = member_at(shape, share, depth=way != "widths")
+        if share < 1 or way not in ("widths", "layers"):
+            of_layers = way == "layers"
+            member = without_layers(shape, share) if of_layers else member_at(shape, share, depth=way != "widths")
             rows.append(
                 {
                     "shape": name,
