@@ -18,7 +18,14 @@ from befit.oneshot.stored import cut, open_supernet, supernet_of, write_supernet
 from befit.vision.checkpoint import Facts, blueprint_of, load_classifier, save_classifier
 from befit.vision.data import Images, from_arrays
 
-OPTIONS = {"resolutions": (8,), "skeletons": ("compact",), "widths": (0.5, 1.0), "kernels": (3, 5), "expansions": (1.0, 2.0), "depth": 2}  # fmt: skip
+OPTIONS = {
+    "resolutions": (8,),
+    "skeletons": ("compact",),
+    "widths": (0.5, 1.0),
+    "kernels": (3, 5),
+    "expansions": (1.0, 2.0),
+    "depth": 2,
+}
 SOME = EvolveConfig(evaluations=12)
 QUICK = JudgeConfig(calibration=32, batch=16)
 
@@ -45,7 +52,8 @@ def folder(data: Images, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_network_for_a_budget_comes_out_of_the_folder(folder: Path, data: Images, tmp_path: Path) -> None:
     stored = open_supernet(folder)
     blueprint = stored.supernet.blueprint
-    sizes = sorted(blueprint.count(arch, data.task).params for arch in (stored.supernet.smallest, stored.supernet.largest) if arch)  # fmt: skip
+    ends = (stored.supernet.smallest, stored.supernet.largest)
+    sizes = [blueprint.count(arch, data.task).params for arch in ends if arch is not None]
     limit = sizes[0] + (sizes[1] - sizes[0]) // 4
 
     def allowed(arch: Arch) -> bool:

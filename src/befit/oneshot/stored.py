@@ -143,14 +143,11 @@ def cut(
     allowed: Callable[[Arch], bool] | None = None,
     config: EvolveConfig | None = None,
     judging: JudgeConfig | None = None,
-    folder: Path | None = None,
-    key: str = "",
     progress: Progress = silent,
 ) -> Cut:
     """Search the supernet for the best sub-net that is `allowed`, estimate its statistics and take it out.
 
-    `folder` and `key`: as for `evolve`. Raises `Infeasible` if nothing is allowed, `BadData` for images of another kind than
-    the supernet was trained on.
+    Raises `Infeasible` if nothing is allowed, `BadData` for images of another kind than the supernet was trained on.
     """
     if data.task != stored.supernet.task or data.classes != stored.classes:
         raise BadData(
@@ -159,15 +156,7 @@ def cut(
             "give the images it was trained on"
         )
     judge = Judge(stored.supernet, data, judging)
-    evolved = evolve(
-        stored.supernet,
-        judge,
-        config or EvolveConfig(),
-        allowed=allowed,
-        folder=folder,
-        key=key,
-        progress=progress,
-    )
+    evolved = evolve(stored.supernet, judge, config or EvolveConfig(), allowed=allowed, progress=progress)
     module = judge.network(evolved.arch).cpu()
     classifier = Classifier.of(module, data, evolved.arch, blueprint=stored.source, options=stored.options)
     return Cut(classifier=classifier, evolved=evolved)
