@@ -51,6 +51,8 @@ WITHOUT_TORCH = (
     "arch/member",
     "cost/workload",
     "cost/count",
+    "cost/image_latency",
+    "cost/image_terms",
     "cost/target",
     "puzzle/solve",
     "elastic/space",
