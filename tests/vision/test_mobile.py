@@ -75,14 +75,14 @@ def test_what_is_not_needed_has_no_weights() -> None:
 
 
 def test_networks_of_one_skeleton_name_their_parts_alike() -> None:
-    task = ImageTask(channels=3, height=224, width=224, classes=1000)
-    space = mobile().space
-    deeper = space.arch({**POINTS["efficientnet_b1"].to_json(), "kernel_2": 7})
-    with torch.device("meta"):
-        first = mobile().build(POINTS["efficientnet_b0"], task).state_dict()
-        second = mobile().build(deeper, task).state_dict()
-    assert set(first) < set(second)
-    assert "stages.1.0.depthwise.conv.weight" in first
+    blueprint = mobile(skeletons=("compact",), resolutions=(8, 16))
+    shallow = blueprint.space.sample(random.Random(1))
+    taken = shallow.to_json() | {"depth_2": 5, "resolution": 16, "kernel_2": 7}
+    taken |= {f"expansion_2_{block}": 6.0 for block in range(1, 6)}
+    first = blueprint.build(shallow, DIGITS)
+    second = blueprint.build(blueprint.space.arch(taken), DIGITS)
+    assert set(first.state_dict()) < set(second.state_dict())
+    assert "stages.1.0.depthwise.conv.weight" in first.state_dict()
 
 
 def test_images_are_resized_only_where_they_must_be() -> None:
@@ -92,9 +92,19 @@ def test_images_are_resized_only_where_they_must_be() -> None:
     assert torch.allclose(resized(torch.full((1, 1, 4, 6), 3.0), 5), torch.tensor(3.0))
 
 
+def test_fresh_weights_keep_their_size_in_every_kind_of_convolution() -> None:
+    task = ImageTask(channels=3, height=32, width=32, classes=10)
+    network = mobile().build(POINTS["mobilenet_v3_small"], task)
+    for name, part in network.named_modules():
+        if isinstance(part, nn.Conv2d):
+            outputs = {"depthwise.conv": part.kernel_size[0] ** 2, "stem.conv": 9 * part.out_channels}
+            reached = next((n for end, n in outputs.items() if name.endswith(end)), part.out_channels)
+            assert part.weight.std().item() == pytest.approx((2 / reached) ** 0.5, rel=0.25)
+
+
 def test_a_fresh_network_learns() -> None:
-    blueprint = mobile(**options_for(DIGITS))
-    network = blueprint.build(blueprint.space.sample(random.Random(0)), DIGITS)
+    space = mobile(resolutions=(8,), skeletons=("compact",), widths=(0.5,), depth=1, expansions=(4.0,)).space
+    network = mobile().build(space.sample(random.Random(0)), DIGITS)
     labels = torch.arange(16) % 2
     images = torch.randn(16, 1, 8, 8) + 2.0 * labels[:, None, None, None]
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)

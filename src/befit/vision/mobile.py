@@ -12,6 +12,7 @@ PyTorch's 0.1, not the papers' 0.01, with which running statistics would still b
 Shapes: B images, C channels, H x W pixels.
 """
 
+import math
 from collections import OrderedDict
 from typing import Any
 
@@ -121,14 +122,17 @@ def resized(images: Tensor, side: int) -> Tensor:
 
 
 def initialize(network: nn.Module) -> None:
-    """Fresh weights as both families have them: normal, scaled by a convolution's outputs; small for linear layers."""
+    """Fresh weights for convolutions: normal, of variance 2 over the outputs that one input of a group reaches.
+
+    Counting a depthwise convolution's outputs over all groups, as some libraries do, makes its weights so small that they
+    turn over within the first steps, and the norms' running statistics lag behind.
+    """
     for part in network.modules():
         if isinstance(part, nn.Conv2d):
-            nn.init.kaiming_normal_(part.weight, mode="fan_out")
-        elif isinstance(part, nn.Linear):
-            nn.init.normal_(part.weight, std=0.01)
-        if isinstance(part, nn.Conv2d | nn.Linear) and part.bias is not None:
-            nn.init.zeros_(part.bias)
+            reached = part.kernel_size[0] * part.kernel_size[1] * part.out_channels / part.groups
+            nn.init.normal_(part.weight, std=math.sqrt(2 / reached))
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
 
 
 def mobile_network(arch: Arch, task: ImageTask) -> MobileNetwork:
