@@ -86,6 +86,8 @@ class _Search:
         self.config, self.pressure = config, pressure
         self.weights = dict(self.network.named_parameters())
         self.device = next(iter(self.weights.values())).device
+        # As in the training of single networks; but a difference quotient needs all digits.
+        self.half = self.device.type == "cuda" and torch.cuda.is_bf16_supported() and not method.second_order
         # The logits are a few numbers: on the CPU, noise is the same for every device, and no device is asked what is live.
         self.logits = initial_logits(mixture.space, config.seed)
         self.sgd = SGD(self.weights.values(), lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)
@@ -161,7 +163,9 @@ class _Search:
 
     def _loss(self, batch: tuple[Tensor, Tensor], done: float, seed: int) -> Tensor:
         images, labels = batch
-        return F.cross_entropy(self.network(images, self.method.draw(self.logits, done, seed)), labels)
+        weights = self.method.draw(self.logits, done, seed)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+            return F.cross_entropy(self.network(images, weights).float(), labels)
 
     def _batch(self, step: int, half: int) -> tuple[Tensor, Tensor]:
         """Normalised and augmented images and labels of a step, from one of the halves."""

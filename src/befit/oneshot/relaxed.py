@@ -15,8 +15,9 @@ class RelaxConfig:
     """Time after which the search ends, all schedules fitted to it; the epochs count if None."""
     batch: int = 64
     """Images in one step."""
-    lr: float = 0.025
-    """Peak learning rate of the weights (SGD with momentum 0.9); falls as a cosine to a 25th."""
+    lr: float = 0.1
+    """Peak learning rate of the weights (SGD with momentum 0.9); falls as a cosine to a 25th. Papers take 0.025 for searches of
+    tens of thousands of steps."""
     weight_decay: float = 5e-4
     """Of the weights."""
     clip: float = 5.0
@@ -25,8 +26,9 @@ class RelaxConfig:
     """Adam's learning rate of the logits. Papers take 3e-4 for tens of thousands of steps; fewer steps need more."""
     arch_decay: float = 1e-3
     """Adam's decay of the logits."""
-    arch_wait: float = 0.0
-    """Share of the search, 0 .. 1, during which only the weights are trained (PC-DARTS waits 0.3)."""
+    arch_wait: float = 0.3
+    """Share of the search, 0 .. 1, during which only the weights are trained, as in PC-DARTS: convolutions that have not learned
+    anything yet are noise, and what computes nothing would win."""
     pressure: float = 1.0
     """What the logits' loss rises by, in nats, for an expected cost of twice its bound."""
     augment: Literal["auto", "none"] = "auto"
