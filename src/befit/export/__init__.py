@@ -1,0 +1,1 @@
+"""A network that befit made, in the formats that other programs run."""
