@@ -16,16 +16,17 @@ import json
 import platform
 import random
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean, median
 from typing import Any
 
-from pyarrow import parquet
 import torch
+from pyarrow import parquet
 from scipy.stats import kendalltau, spearmanr
 
 from befit.arch.cell import parse, unparse
-from befit.arch.space import Arch
 from befit.errors import TrialFailed
 from befit.oneshot.evolve import EvolveConfig, Judge, JudgeConfig, evolve
 from befit.oneshot.sandwich import SandwichConfig, train_supernet
@@ -35,11 +36,43 @@ from befit.vision.data import Images, from_arrays
 from befit.vision.pixels import Encoded, decode_all
 
 TRUTH, CHANCE = "c10_test200", 10.0
-RANKINGS = ("shared weights", "params", "12-epoch validation", "12-epoch test")
+COLUMNS = {"params": "params", "12-epoch validation": "cifar10_val_12ep", "12-epoch test": "cifar10_test_12ep"}
+"""Other rankings of cells, and the table's columns that give them."""
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 def main() -> None:
+    asked = arguments()
+    begin = time.monotonic()
+    data, table = cifar(asked.data, asked.images), read_table(asked.table)
+    told: dict[str, Any] = {"machine": machine(asked.device), "commit": asked.commit}
+    told["asked"] = {name: str(value) if isinstance(value, Path) else value for name, value in vars(asked).items()}
+    told["seconds"] = {"loading": round(time.monotonic() - begin, 1)}
+    supernet, told["training"] = trained(data, asked)
+    judge = Judge(supernet, data, JudgeConfig(calibration=8 * asked.batch, batch=asked.batch, seed=asked.seed))
+
+    start, shared = time.monotonic(), dict[str, float]()
+    for text in random.Random(asked.seed).sample(sorted(table), asked.cells):
+        if time.monotonic() - begin > asked.until:
+            break
+        shared[text] = judge(parse(text))
+    told["seconds"]["judging"] = round(time.monotonic() - start, 1)
+    told["rank_correlation"] = correlations(shared, table)
+    told["shared_accuracy"] = shared
+    write_json(asked.out, told)
+    for group, found in told["rank_correlation"].items():
+        for name, values in found["rankings"].items():
+            shown = f"tau {values['kendall']:.3f}, rho {values['spearman']:.3f}"
+            print(f"{group} ({found['cells']} cells): {name}: {shown}", flush=True)
+
+    start = time.monotonic()
+    told["evolution"] = evolved(supernet, judge, table, EvolveConfig(evaluations=asked.evaluations, seed=asked.seed))
+    told["seconds"] |= {"evolution": round(time.monotonic() - start, 1), "all": round(time.monotonic() - begin, 1)}
+    write_json(asked.out, told)
+    print(json.dumps(told["evolution"], indent=1), flush=True)
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with train.parquet and test.parquet")
     parser.add_argument("--table", type=Path, required=True)
@@ -56,61 +89,26 @@ def main() -> None:
     parser.add_argument("--stack", type=int, default=5, help="cells in a stage")
     parser.add_argument("--images", type=int, default=5000, help="to judge by")
     parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
-    begin = time.monotonic()
-    data = cifar(asked.data, asked.images)
-    rows = {row["arch"]: row for row in csv.DictReader(gzip.open(asked.table, "rt"))}
-    told: dict[str, Any] = {"machine": machine(asked.device), "asked": {k: str(v) for k, v in vars(asked).items()}}
-    told["loading_seconds"] = round(time.monotonic() - begin, 1)
+    parser.add_argument("--commit", default="", help="of the code, for the record")
+    return parser.parse_args()
 
+
+def trained(data: Images, asked: argparse.Namespace) -> tuple[CellSupernet, dict[str, Any]]:
     config = SandwichConfig(
         seconds=asked.seconds, batch=asked.batch, lr=asked.lr, fair=not asked.paths, paths=asked.paths, seed=asked.seed
     )
     try:
         supernet = fresh(data, asked)
-        trained = train_supernet(supernet, data, config, progress=watched)
+        done = train_supernet(supernet, data, config, progress=watched)
     except TrialFailed as error:  # a machine lent for minutes should not come back empty-handed
         print(f"{error}; again at a third of the rate", flush=True)
         config, supernet = replace(config, lr=config.lr / 3, seconds=0.8 * asked.seconds), fresh(data, asked)
-        trained = train_supernet(supernet, data, config, progress=watched)
-    told["training"] = {"lr": config.lr, "steps": trained.steps, "epochs": trained.epochs, "seconds": trained.seconds}
+        done = train_supernet(supernet, data, config, progress=watched)
+    told = {"lr": config.lr, "steps": done.steps, "epochs": done.epochs, "seconds": done.seconds}
     told["shared_params"] = sum(weight.numel() for weight in supernet.parameters())
-    told["training"]["losses"] = [round(loss, 4) for loss in trained.losses[:: max(1, trained.steps // 200)]]
-    print(f"{trained.steps} steps, {trained.epochs:.1f} epochs, loss {sum(trained.losses[-50:]) / 50:.3f}", flush=True)
-
-    judge = Judge(supernet, data, JudgeConfig(calibration=8 * asked.batch, batch=asked.batch, seed=asked.seed))
-    texts = random.Random(asked.seed).sample(sorted(rows), asked.cells)
-    start, judged = time.monotonic(), list[dict[str, Any]]()
-    for text in texts:
-        if time.monotonic() - begin > asked.until:
-            break
-        judged.append(compared(rows[text], judge(parse(text))))
-    told["judging_seconds"] = round(time.monotonic() - start, 1)
-    told["rank_correlation"] = correlations(judged)
-    told["cells"] = judged
-    write_json(asked.out, told)
-    for group, found in told["rank_correlation"].items():
-        for name, values in found["rankings"].items():
-            print(
-                f"{group} ({found['cells']}): {name}: tau {values['kendall']:.3f}, rho {values['spearman']:.3f}",
-                flush=True,
-            )
-
-    start = time.monotonic()
-    found = evolve(supernet, judge, EvolveConfig(evaluations=asked.evaluations, seed=asked.seed))
-    told["evolution"] = {
-        "seconds": round(time.monotonic() - start, 1),
-        "evaluations": len(found.judged),
-        "cell": unparse(dict(found.arch)),  # pyright: ignore[reportArgumentType]
-        "shared_accuracy": found.accuracy,
-        TRUTH: truth(rows, found.arch),
-        "mean_of_judged": sum(truth(rows, arch) for arch, _ in found.judged) / len(found.judged),
-        "best_of_table": max(float(row[TRUTH]) for row in rows.values()),
-        "median_of_table": sorted(float(row[TRUTH]) for row in rows.values())[len(rows) // 2],
-    }
-    told["seconds"] = round(time.monotonic() - begin, 1)
-    write_json(asked.out, told)
-    print(json.dumps(told["evolution"], indent=1), flush=True)
+    told["losses"] = [round(loss, 4) for loss in done.losses[:: max(1, done.steps // 200)]]
+    print(f"{done.steps} steps, {done.epochs:.1f} epochs, loss {sum(done.losses[-50:]) / 50:.3f}", flush=True)
+    return supernet, told
 
 
 def fresh(data: Images, asked: argparse.Namespace) -> CellSupernet:
@@ -151,29 +149,50 @@ def cifar(folder: Path, judged: int) -> Images:
     )
 
 
-def compared(row: dict[str, str], accuracy: float) -> dict[str, Any]:
-    values = (accuracy, float(row["params"]), float(row["cifar10_val_12ep"]), float(row["cifar10_test_12ep"]))
-    return {"cell": row["arch"], TRUTH: float(row[TRUTH]), **dict(zip(RANKINGS, values, strict=True))}
+def read_table(file: Path) -> dict[str, dict[str, float]]:
+    """The columns that are compared, by cell."""
+    with gzip.open(file, "rt") as lines:
+        rows = list(csv.DictReader(lines))
+    return {row["arch"]: {column: float(row[column]) for column in (TRUTH, *COLUMNS.values())} for row in rows}
 
 
-def correlations(judged: list[dict[str, Any]]) -> dict[str, Any]:
+def correlations(shared: Mapping[str, float], table: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     """Of each ranking with the truth: over all cells, those whose output hears the input, and the better half of these."""
-    alive = [one for one in judged if one[TRUTH] > CHANCE]
-    middle = sorted(one[TRUTH] for one in alive)[len(alive) // 2]
-    groups = {"all": judged, "connected": alive, "better half": [one for one in alive if one[TRUTH] >= middle]}
+    alive = [text for text in shared if table[text][TRUTH] > CHANCE]
+    middle = median(table[text][TRUTH] for text in alive)
+    better = [text for text in alive if table[text][TRUTH] >= middle]
+    told = dict[str, Any]()
+    for group, texts in {"all": list(shared), "connected": alive, "better half": better}.items():
+        truths = [table[text][TRUTH] for text in texts]
+        rankings = {"shared weights": [shared[text] for text in texts]}
+        rankings |= {name: [table[text][column] for text in texts] for name, column in COLUMNS.items()}
+        told[group] = {
+            "cells": len(texts),
+            "rankings": {
+                name: {"kendall": float(kendalltau(truths, own)[0]), "spearman": float(spearmanr(truths, own)[0])}
+                for name, own in rankings.items()
+            },
+        }
+    return told
+
+
+def evolved(
+    supernet: CellSupernet, judge: Judge, table: Mapping[str, Mapping[str, float]], config: EvolveConfig
+) -> dict[str, Any]:
+    """What evolution by shared weights finds, and where that stands in the table."""
+    found = evolve(supernet, judge, config)
+    truths = sorted(row[TRUTH] for row in table.values())
+    own = table[unparse(found.arch)][TRUTH]
     return {
-        group: {"cells": len(ones), "rankings": {name: agreement(ones, name) for name in RANKINGS}}
-        for group, ones in groups.items()
+        "evaluations": len(found.judged),
+        "cell": unparse(found.arch),
+        "shared_accuracy": found.accuracy,
+        TRUTH: own,
+        "better_cells_in_table": sum(value > own for value in truths),
+        "mean_of_judged": mean(table[unparse(arch)][TRUTH] for arch, _ in found.judged),
+        "best_of_table": truths[-1],
+        "median_of_table": median(truths),
     }
-
-
-def agreement(ones: list[dict[str, Any]], name: str) -> dict[str, float]:
-    truths, values = [one[TRUTH] for one in ones], [one[name] for one in ones]
-    return {"kendall": float(kendalltau(truths, values)[0]), "spearman": float(spearmanr(truths, values)[0])}
-
-
-def truth(rows: dict[str, dict[str, str]], arch: Arch) -> float:
-    return float(rows[unparse(dict(arch))][TRUTH])  # pyright: ignore[reportArgumentType]
 
 
 def machine(device: str) -> dict[str, str]:
