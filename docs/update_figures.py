@@ -280,8 +280,13 @@ def steps_block(result: Mapping[str, Any]) -> str:
     sizes: dict[tuple[str, bool, float], dict[str, Mapping[str, Any]]] = {}
     for row in result["rows"]:
         sizes.setdefault((row["shape"], row["compiled"], row["wanted_share"]), {})[row["way"]] = row
-    ways = [way for way in ("slice", "widths", "mask") if any(way in rows for rows in sizes.values())]
-    titles = {"slice": "slice", "widths": "slice, all layers kept", "mask": "mask"}
+    ways = [way for way in ("slice", "widths", "layers", "mask") if any(way in rows for rows in sizes.values())]
+    titles = {
+        "slice": "slice",
+        "widths": "slice, all layers kept",
+        "layers": "slice, only layers dropped",
+        "mask": "mask",
+    }
     lines = [
         f"`python benchmarks/elastic_steps.py` ({result['device']}, threads: {result['threads']}, torch "
         f"{result['versions']['torch']}, {result['precision']}). A step is forward, backward and the optimizer, "
@@ -294,7 +299,13 @@ def steps_block(result: Mapping[str, Any]) -> str:
         cells = [_step(rows[way]) if way in rows else "" for way in ways]
         name = f"{shape}, compiled" if compiled else shape
         lines.append(f"| {name} | {share:.0%} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n" + _halves(sizes) + _made_at(result)
+    return "\n".join(lines) + "\n" + _halves(sizes) + _steps_made_at(result)
+
+
+def _steps_made_at(result: Mapping[str, Any]) -> str:
+    """The commit, or one for each shape where they were measured apart."""
+    apart = ", ".join(f"{shape} at commit {commit[:7]}" for shape, commit in result.get("commits", {}).items())
+    return f"\nMade: {apart}.\n" if apart else _made_at(result)
 
 
 def _halves(sizes: Mapping[tuple[str, bool, float], Mapping[str, Mapping[str, Any]]]) -> str:
@@ -315,7 +326,9 @@ def _halves(sizes: Mapping[tuple[str, bool, float], Mapping[str, Mapping[str, An
 
 
 def _step(row: Mapping[str, Any]) -> str:
-    return f"{row['step_ms']:.1f} ms ({row['step_share']:.2f}), {row['peak_bytes'] / 2**20:.0f} MiB"
+    other = abs(row["params_share"] - row["wanted_share"]) > 0.015
+    size = f"{row['params_share']:.0%}: " if other else ""
+    return f"{size}{row['step_ms']:.1f} ms ({row['step_share']:.2f}), {row['peak_bytes'] / 2**20:.0f} MiB"
 
 
 def main() -> None:

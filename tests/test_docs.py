@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-CLI = ROOT / "src" / "befit" / "cli.py"
+CLI = ROOT / "src" / "befit" / "cli" / "__init__.py"
 
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
@@ -44,13 +44,13 @@ def _mentioned(page: Path) -> set[str]:
 
 
 def _verbs() -> set[str]:
-    """The verbs the command line knows: the keys of the one literal dictionary in cli.py that has `puzzle`."""
+    """The verbs the command line knows: the keys of the one literal dictionary in cli that has `puzzle`."""
     for node in ast.walk(ast.parse(CLI.read_text())):
         if isinstance(node, ast.Dict):
             keys = {key.value for key in node.keys if isinstance(key, ast.Constant)}
             if "puzzle" in keys:
                 return {str(key) for key in keys}
-    raise AssertionError("cli.py has no literal dictionary of verbs")
+    raise AssertionError("cli has no literal dictionary of verbs")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_id)
@@ -68,20 +68,27 @@ def test_commands_are_understood(command: str, tmp_path: Path, monkeypatch: pyte
     """The real command line reads them (tyro exits where it cannot); the work itself is left out, and runs are missing."""
     from befit import cli
     from befit.budget import Budget
+    from befit.cli import images, language, runs
     from befit.cost.workload import Workload
     from befit.elastic.budgets import parse_targets
     from befit.elastic.config import ElasticConfig
     from befit.puzzle import plan
+    from befit.search.config import SearchConfig
 
     asked: list[Any] = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "_run", asked.append)
-    monkeypatch.setattr(cli, "_run_elastic", asked.append)
-    monkeypatch.setattr(cli, "_quiet", lambda: None)
+    for name in ("run_puzzle", "run_elastic"):
+        monkeypatch.setattr(language, name, asked.append)
+    monkeypatch.setattr(images, "run_search", asked.append)
+    for module in (images, language, runs):
+        monkeypatch.setattr(module, "quiet", lambda: None)
     monkeypatch.setattr(plan, "plan", lambda config: asked.append(config) or [])
     words = shlex.split(command, comments=True)[1:]
-    assert cli.main(words) == (0 if words[0] in ("puzzle", "elastic") else 2)
+    assert cli.main(words) == (0 if words[0] in ("puzzle", "elastic", "search") else 2)
     for config in asked:
+        if isinstance(config, SearchConfig):
+            assert config.budget is None or Budget.parse(config.budget)
+            continue
         if isinstance(config, ElasticConfig):
             parse_targets(config.budgets, dict.fromkeys(("params", "memory_bytes", "latency_ms"), 1e15))
         else:
