@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.search.toys import SPACE, Gated, Toy, archs, finished, spec
+from tests.search.toys import SMALL, SPACE, Gated, Toy, archs, finished, spec
 
 from befit.search.owner import started
 from befit.search.pool import Crew
@@ -66,7 +66,7 @@ def test_kill_9_of_the_coordinator(
     assert len(interrupted) == workers
 
     (tmp_path / "go").touch()
-    told = spec(tmp_path, trials=TRIALS, searcher="evolution")
+    told = spec(tmp_path, trials=TRIALS, searcher="evolution", options=SMALL)
     found = run_study(told, SPACE, Gated(tmp_path), crew=Crew(workers=workers))
     assert {one.number for one in found if one.reason == "killed"} == {one.number for one in interrupted}
     assert [one.arch for one in found if one.again is not None] == [one.arch for one in interrupted]
@@ -75,7 +75,7 @@ def test_kill_9_of_the_coordinator(
     assert funnel(found).interrupted == workers and funnel(found).asked == TRIALS
     if workers == 1:
         whole = tmp_path / "whole"
-        told = spec(whole, trials=TRIALS, searcher="evolution")
+        told = spec(whole, trials=TRIALS, searcher="evolution", options=SMALL)
         assert archs(found) == archs(run_study(told, SPACE, Toy(whole / "done", 0), crew=Crew(workers=0)))
 
 

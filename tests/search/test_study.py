@@ -6,7 +6,7 @@ from typing import Any
 
 import optuna
 import pytest
-from tests.search.toys import SPACE, Moody, Toy, archs, finished, spec, value
+from tests.search.toys import SMALL, SPACE, Moody, Toy, archs, finished, spec, value
 
 from befit.arch.space import Space
 from befit.errors import BadBudget, BadData, Infeasible, RunConflict
@@ -28,9 +28,9 @@ def test_a_study_is_complete(tmp_path: Path, workers: int, ending: str) -> None:
 
 def test_a_larger_study_continues_a_smaller_one_as_if_it_had_been_large_at_once(tmp_path: Path) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
-    at_once = run_study(spec(one, searcher="evolution"), SPACE, Toy(one / "done"), crew=Crew(workers=0))
+    at_once = run_study(spec(one, searcher="evolution", options=SMALL), SPACE, Toy(one / "done"), crew=Crew(workers=0))
     for trials in (3, 8):
-        told = spec(other, searcher="evolution", trials=trials)
+        told = spec(other, searcher="evolution", options=SMALL, trials=trials)
         in_two = run_study(told, SPACE, Toy(other / "done"), crew=Crew(workers=0))
         assert len(finished(other / "done")) == trials
     assert archs(in_two) == archs(at_once)
@@ -105,11 +105,13 @@ def test_a_sampler_that_proposes_the_impossible_is_stopped(tmp_path: Path) -> No
 
 
 def test_another_study_of_that_name_is_not_continued(tmp_path: Path) -> None:
-    open_study(spec(tmp_path), SPACE)
-    with pytest.raises(RunConflict, match="seed was 0, now 1"):
-        open_study(spec(tmp_path, seed=1), SPACE)
-    open_study(spec(tmp_path, seed=1, name="another"), SPACE)
-    open_study(spec(tmp_path, trials=99), SPACE)
+    with open_study(spec(tmp_path), SPACE):
+        pass
+    with pytest.raises(RunConflict, match="seed was 0, now 1"), open_study(spec(tmp_path, seed=1), SPACE):
+        pass
+    for told in (spec(tmp_path, seed=1, name="another"), spec(tmp_path, trials=99)):
+        with open_study(told, SPACE) as study:
+            assert study.study_name == told.name
     with pytest.raises(RunConflict, match="no study 'third'"):
         read_study(spec(tmp_path).storage, "third")
 

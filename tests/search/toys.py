@@ -29,6 +29,8 @@ SPACE = Space(
         "kernel": Choice(3, 5, 7, when={"mixer": "conv"}),
     }
 )
+SMALL = {"population": 3, "sample": 2}
+"""Settings of evolution with which it begins to mutate after three trials."""
 TASK = ImageTask(channels=1, height=8, width=8, classes=10)
 
 

@@ -91,6 +91,11 @@ class Cluster:
     def free(self) -> int:
         return max(0, self._places() - len(self._tasks))
 
+    @property
+    def begun(self) -> list[int]:
+        """Trials that a node has taken up, and that have not ended."""
+        return [number for number, task in self._tasks.items() if task.begun is not None]
+
     def submit(self, job: Job) -> None:
         self._tasks[job.number] = _Task(job, self._remote.remote(self._evaluate, job, self._mailbox))
 

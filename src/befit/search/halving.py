@@ -55,6 +55,8 @@ def keep(points: Sequence[Sequence[float]], factor: int) -> list[int]:
     upward = [higher_is_better(point) for point in points]
     order = list[int]()
     for front in fronts(upward):
-        apart = crowding([upward[place] for place in front])
-        order += [place for _, place in sorted(zip(apart, front, strict=True), key=lambda pair: (-pair[0], pair[1]))]
+        # Equal points are one point here: else the last of them would count as an end of the front.
+        distinct = list(dict.fromkeys(upward[place] for place in front))
+        apart = dict(zip(distinct, crowding(distinct), strict=True))
+        order += sorted(front, key=lambda place: (-apart[upward[place]], place))
     return order[: max(1, len(points) // factor)]

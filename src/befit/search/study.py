@@ -10,7 +10,8 @@ Coordinators need no agreement on who takes the last trial: a trial counts by it
 trials before it is told failed ("surplus") by the coordinator that asked for it.
 """
 
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING
 
 from befit.arch.space import Space
@@ -22,7 +23,7 @@ from befit.search.pool import Crew
 from befit.search.pricing import Pricer
 from befit.search.sampler import sampler_of
 from befit.search.spec import StudySpec, facts
-from befit.search.storage import open_storage, quiet_optuna
+from befit.search.storage import opened, quiet_optuna
 from befit.search.trial import Evaluate, TrialRecord, record
 from befit.search.workers import open_pool, refuse_in_worker
 
@@ -57,9 +58,8 @@ def run_study(
     if pricer is not None:
         pricer.require_feasible(seed=spec.seed)
     with ExitStack() as stack:
-        stack.enter_context(quiet_optuna())
         pool = stack.enter_context(closing(open_pool(evaluate, crew or Crew(), timeout=spec.timeout)))
-        study = open_study(spec, space, sampler, pricer)
+        study = stack.enter_context(open_study(spec, space, sampler, pricer))
         owner = this_owner()
         stack.enter_context(Pulse(owner, study.set_user_attr))
         loop = Coordinator(spec=spec, space=space, study=study, pool=pool, pricer=pricer, owner=owner)
@@ -69,18 +69,19 @@ def run_study(
         return loop.records()
 
 
+@contextmanager
 def open_study(
     spec: StudySpec, space: Space, sampler: "BaseSampler | None" = None, pricer: Pricer | None = None
-) -> "Study":
+) -> "Iterator[Study]":
     """The Optuna study of a spec, made if there is none. Raises `RunConflict` if there is another one of that name."""
     import optuna
 
     if sampler is None:
         allowed = None if pricer is None else pricer.allowed
         sampler = sampler_of(spec.searcher, space, seed=spec.seed, allowed=allowed, options=spec.options)
-    with quiet_optuna():
+    with quiet_optuna(), opened(spec.storage) as storage:
         study = optuna.create_study(
-            storage=open_storage(spec.storage),
+            storage=storage,
             study_name=spec.name,
             sampler=sampler,
             directions=["maximize", *["minimize" for _ in spec.objectives[1:]]],
@@ -97,17 +98,16 @@ def open_study(
                 f"the storage holds a study {spec.name!r} that differs ({shown}); give another name or storage, or the "
                 "old values to continue it"
             )
-    return study
+        yield study
 
 
 def read_study(storage: str, name: str = "search") -> list[TrialRecord]:
     """All trials of a stored study, running or not. Raises `RunConflict` if there is none of that name."""
     import optuna
 
-    try:
-        study = optuna.load_study(
-            study_name=name, storage=open_storage(storage), sampler=optuna.samplers.RandomSampler()
-        )
-    except KeyError as error:
-        raise RunConflict(f"there is no study {name!r} in {storage}") from error
-    return [record(trial) for trial in study.get_trials(deepcopy=False)]
+    with quiet_optuna(), opened(storage) as held:
+        try:
+            study = optuna.load_study(study_name=name, storage=held, sampler=optuna.samplers.RandomSampler())
+        except KeyError as error:
+            raise RunConflict(f"there is no study {name!r} in {storage}") from error
+        return [record(trial) for trial in study.get_trials(deepcopy=False)]
