@@ -72,6 +72,7 @@ def config(**changed: Any) -> RelaxConfig:
         "arch_lr": 0.1,
         "checkpoint_seconds": 1e9,
         "augment": "none",
+        "arch_wait": 0.0,
     }
     return RelaxConfig(**{**told, **changed})
 

@@ -7,8 +7,7 @@
 The network of the search is thrown away: its norms and its shared weights belong to the mixture, not to one arch.
 """
 
-import itertools
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -97,6 +96,11 @@ def rounded(mixture: Mixture, found: Relaxed, limits: Limits) -> Derived:
 
 
 def finalists(space: Space, derived: Derived, limits: Limits, count: int) -> list[Arch]:
-    """Up to `count` of the most probable archs inside the budget, the derived one first, for a caller who trains several."""
-    inside = (arch for arch in ranked(space, derived.scores) if limits.met(limits.price(arch)))
-    return list(itertools.islice(inside, count))
+    """Up to `count` of the most probable archs inside the budget that compute different functions, the derived one first."""
+    found = dict[Hashable, Arch]()
+    for arch in ranked(space, derived.scores):
+        if space.key(arch) not in found and limits.met(limits.price(arch)):
+            found[space.key(arch)] = arch
+            if len(found) == count:
+                break
+    return list(found.values())
