@@ -45,9 +45,10 @@ def correlations(first: list[float], second: list[float]) -> dict[str, float]:
     """Of two lists of scores, negative infinity as the worst of all; cells where either is NaN are left out."""
     pairs = [(max(a, DEAD), max(b, DEAD)) for a, b in zip(first, second, strict=True) if not math.isnan(a + b)]
     a, b = [one for one, _ in pairs], [other for _, other in pairs]
+    rank: Any = stats
     return {
-        "spearman": stats.spearmanr(a, b).statistic,
-        "kendall": stats.kendalltau(a, b).statistic,
+        "spearman": float(rank.spearmanr(a, b).statistic),
+        "kendall": float(rank.kendalltau(a, b).statistic),
         "cells": len(pairs),
     }
 
