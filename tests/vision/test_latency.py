@@ -25,7 +25,7 @@ from befit.vision.timing import Effort, Timing
 
 TASK = ImageTask(channels=1, height=8, width=8, classes=2)
 TINY = cell(channels=2, cells=1)
-TRUTH = {"always": 0.5, "nor_conv_3x3": 0.3, "nor_conv_1x1": 0.1, "avg_pool_3x3": 0.2, "sum": 0.05}
+TRUTH = {"always": 0.5, "folded": 0.01, "nor_conv_3x3": 0.3, "nor_conv_1x1": 0.1, "avg_pool_3x3": 0.2, "sum": 0.05}
 TARGET = Target(threads=1)
 
 

@@ -18,7 +18,9 @@ def cell_terms(arch: Arch, *, pruned: bool) -> dict[str, float]:
     """Of a cell: how often each operation runs in it, and how many sums; all cells of a network are alike.
 
     `pruned`: the engine leaves out what does not lead from the cell's input to its output (ONNX Runtime does, PyTorch not).
+    Where nothing does, the whole network is a constant to it: `folded`.
     """
+    names = ("always", "folded", "nor_conv_3x3", "nor_conv_1x1", "avg_pool_3x3", "sum")
     built = {edge: name for edge, name in ops(arch).items() if name != "none"}
     if pruned:
         fed, useful = {0}, {3}
@@ -26,8 +28,10 @@ def cell_terms(arch: Arch, *, pruned: bool) -> dict[str, float]:
             fed |= {to} if source in fed else set()
         for source, to in sorted(built, reverse=True):
             useful |= {source} if to in useful else set()
+        if 3 not in fed:
+            return dict.fromkeys(names, 0.0) | {"folded": 1.0}
         built = {(source, to): name for (source, to), name in built.items() if source in fed and to in useful}
-    terms = {"always": 1.0} | dict.fromkeys(("nor_conv_3x3", "nor_conv_1x1", "avg_pool_3x3", "sum"), 0.0)
+    terms = dict.fromkeys(names, 0.0) | {"always": 1.0}
     for name in built.values():
         if name != "skip_connect":  # hands on what is there
             terms[name] += 1
