@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import BaseTrial, FrozenTrial, TrialState
 
 from befit.arch.space import Arch, Space, Value
 from befit.errors import BefitError, IllegalArch
@@ -24,7 +24,6 @@ from befit.search.searchers import SEARCHERS, searcher_of
 
 if TYPE_CHECKING:
     from optuna.study import Study
-    from optuna.trial import Trial
 
 Allowed = Callable[[Arch], bool]
 
@@ -32,7 +31,7 @@ NOT_COUNTED = ("killed", "surplus")
 """Reasons for which a trial is as if it had never been: its place is taken by the next one."""
 
 
-def suggest(trial: "Trial", space: Space) -> Arch:
+def suggest(trial: BaseTrial, space: Space) -> Arch:
     """The arch of an Optuna trial, asked for choice by choice. `IllegalArch` if the space's rule refuses it, which a
     sampler of this module never lets happen.
     """
