@@ -7,12 +7,12 @@ from functools import partial
 import pytest
 
 from befit.arch.cell import parse
-from befit.arch.mobile import POINTS, options_for, shape_of
+from befit.arch.mobile import POINTS, mobile_space, options_for, shape_of
 from befit.arch.task import ImageTask
 from befit.cost.images import Counts, count_cell, count_mobile, count_shape
 from befit.vision.cell import cell
 from befit.vision.count import count_module
-from befit.vision.mobile import mobile
+from befit.vision.mobile import MobileNetwork, mobile
 
 CIFAR10 = ImageTask(channels=3, height=32, width=32, classes=10)
 
@@ -96,3 +96,14 @@ def test_a_mobile_network_counts_as_its_module(task: ImageTask) -> None:
     for seed in range(4):
         arch = blueprint.space.sample(random.Random(seed))
         assert blueprint.count(arch, task) == count_module(partial(blueprint.build, arch, task), task)
+
+
+@pytest.mark.parametrize("squeeze", [False, True])
+def test_the_widest_moment_may_be_a_squeeze(squeeze: bool) -> None:
+    # Without expansion and strides nothing is wider than the first block, whose squeeze holds some channels more.
+    task = ImageTask(channels=1, height=7, width=7, classes=2)
+    space = mobile_space(resolutions=(7,), skeletons=("compact",), widths=(1.0,), expansions=(1.0,), depth=1)
+    shape = shape_of(space.sample(random.Random(0)))
+    first = replace(shape.stages[0][0], squeeze=8 if squeeze else 0)
+    shape = replace(shape, stages=((first,),), last=16)
+    assert count_shape(shape, task) == count_module(partial(MobileNetwork, shape, task), task)

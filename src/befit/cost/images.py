@@ -159,7 +159,6 @@ def count_shape(shape: MobileShape, task: ImageTask) -> Counts:
     tally.conv(channels, shape.last, 1, side * side)
     tally.norm(shape.last)
     tally.alive(image, size, last, last)
-    tally.alive(image, last, shape.last)
     if shape.hidden:
         tally.linear(shape.last, shape.hidden)
         tally.alive(image, shape.last, shape.hidden, shape.hidden)
