@@ -19,6 +19,7 @@ from befit.arch.space import Arch
 from befit.errors import Infeasible
 from befit.lm.precision import mixed
 from befit.lm.training import claim
+from befit.oneshot.sandwich import on_device
 from befit.oneshot.supernet import Supernet, recalibrate
 from befit.progress import Progress, silent
 from befit.rundir import digest, write_text
@@ -49,7 +50,7 @@ class JudgeConfig:
 
 
 class Judge:
-    """Accuracy on validation images by shared weights, 0..1: `judge(arch)`. Holds its images on the supernet's device."""
+    """Accuracy on validation images by shared weights, 0..1: `judge(arch)`. Its images lie on the supernet's device if they fit."""
 
     def __init__(self, supernet: Supernet, data: Images, config: JudgeConfig | None = None) -> None:
         self.supernet, config = supernet, config or JudgeConfig()
@@ -61,15 +62,19 @@ class Judge:
         own = _some(len(data.validation), config.images or len(data.validation), config.seed + 1)
         judged = data.validation.take(own)
         size = max(config.batch, 1024)
-        self.images = [data.normalised(part.to(self.device)) for part in judged.images.split(size)]
+        self.data, pixels = data, on_device(judged.images, self.device)
+        self.images = pixels.split(size)
         self.labels = judged.labels.to(self.device)
 
     def __call__(self, arch: Arch) -> float:
         with mixed(self.device):
             recalibrate(self.supernet, arch, self.batches)
             with torch.no_grad():
-                answers = torch.cat([self.supernet(images, arch).argmax(1) for images in self.images])
+                answers = torch.cat([self._answers(images, arch) for images in self.images])
         return int((answers == self.labels).sum()) / len(self.labels)
+
+    def _answers(self, images: Tensor, arch: Arch) -> Tensor:
+        return self.supernet(self.data.normalised(images.to(self.device)), arch).argmax(1)
 
     def network(self, arch: Arch) -> nn.Module:
         """The sub-net as a network of its own, with the statistics by which it is judged, in full precision."""

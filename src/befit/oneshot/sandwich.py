@@ -38,7 +38,7 @@ from befit.vision.data import Images
 from befit.vision.training import TrainConfig, augmentation, augmented, failures_named, rate
 
 ON_DEVICE_BYTES = 4 << 30
-"""Training images up to this size are kept on the device whole."""
+"""Images up to this size are kept on the device whole."""
 
 CHECKED = 50
 """Steps between two looks whether the loss is still a number; each look waits for the device."""
@@ -156,6 +156,11 @@ def fair_round(space: Space, rng: random.Random) -> list[Arch]:
     return found
 
 
+def on_device(images: Tensor, device: torch.device) -> Tensor:
+    """The images there, or as they are if they are many: then each batch goes there by itself."""
+    return images.to(device) if images.numel() * images.element_size() <= ON_DEVICE_BYTES else images
+
+
 class _Training:
     """One attempt: the supernet, its optimizer, and where it stands."""
 
@@ -168,8 +173,7 @@ class _Training:
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         self.optimizer = SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
         self.labels = data.train.labels.to(self.device)
-        small = data.train.images.numel() * data.train.images.element_size() <= ON_DEVICE_BYTES
-        self.images = data.train.images.to(self.device) if small else data.train.images
+        self.images = on_device(data.train.images, self.device)
         self.steps = math.ceil(config.epochs * len(self.labels) / config.batch)
         self.augmentation = augmentation(data, TrainConfig(augment=config.augment))
         self.curve, self.seconds = list[Tensor](), 0.0
