@@ -50,7 +50,7 @@ class JudgeConfig:
 
 
 class Judge:
-    """Accuracy on validation images by shared weights, 0..1: `judge(arch)`. Its images lie on the supernet's device if they fit."""
+    """Accuracy on validation images by shared weights, 0..1: `judge(arch)`. Images lie on the supernet's device if they fit."""
 
     def __init__(self, supernet: Supernet, data: Images, config: JudgeConfig | None = None) -> None:
         self.supernet, config = supernet, config or JudgeConfig()
