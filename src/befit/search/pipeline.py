@@ -1,0 +1,136 @@
+"""`befit search` from images to a network that keeps its budget, each stage kept on disk.
+
+    space ─ ask ─ price(budget) ─ evaluate ─ tell ─ front ─ train the best ─ measure ─ choose ─ test ─ best/ ─ report
+
+The searchers of this file train one network for each trial. Those that share weights look elsewhere (`befit.oneshot`) and end
+in the same `conclude`.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from befit.arch.space import Arch
+from befit.errors import BadData, TrialFailed
+from befit.progress import Progress, silent
+from befit.rundir import read_json
+from befit.search.config import SAMPLED, SearchConfig, parse_options
+from befit.search.estimate import Proxy, Training
+from befit.search.finish import choose, open_test, train_finalists, transfer, write_best
+from befit.search.halving import Halving
+from befit.search.job import SearchJob
+from befit.search.pool import Crew
+from befit.search.pricing import LATENCY
+from befit.search.sampler import Sampler
+from befit.search.screen import Screened
+from befit.search.searchers import searcher_of
+from befit.search.spec import StudySpec
+from befit.search.study import run_study
+from befit.search.summary import Findings, record
+from befit.search.trial import Fidelity, TrialRecord, front
+from befit.vision.data import Images
+
+SLACK = 0.95
+"""Share of a bound on latency that a trial may use: the finalists are measured again, at another moment."""
+
+
+def search(
+    config: SearchConfig,
+    *,
+    progress: Progress = silent,
+    say: Callable[[str], None] = warnings.warn,
+    data: Images | None = None,
+    build: Callable[..., nn.Module] | None = None,
+) -> dict[str, Any]:
+    """Search, and leave the best network; returns what `summary.json` holds. Everything lies in `config.out` then.
+
+    `data` and `build` stand for `config.data` and `config.space`: images in memory, a class of one's own with `Choice`s.
+    Raises `BadBudget`, `BadData`, `IllegalArch`, `Infeasible`, `RunConflict`, `TrialFailed` or `DiskFull`.
+    """
+    if config.searcher not in SAMPLED:
+        raise BadData(f"{config.searcher} shares weights between archs: it is run by befit.oneshot.pipeline.search")
+    job = SearchJob.open(config, progress, say, data=data, build=build)
+    records = study_stage(job)
+    return conclude(job, records, finalists_of(job, records))
+
+
+def study_stage(job: SearchJob) -> list[TrialRecord]:
+    """Trials until there are enough; the study itself remembers where it was."""
+    config = job.config
+    pricer = job.pricer
+    if pricer.budget is not None and pricer.measure is not None:
+        pricer = replace(pricer, budget=pricer.budget.tighten({LATENCY: SLACK}))
+    spec = StudySpec(
+        storage=config.storage or str(job.run.folder / "study.sqlite"),
+        name=config.study,
+        searcher=config.searcher,
+        options=parse_options(config.searcher_options, "searcher options"),
+        trials=config.trials,
+        objectives=tuple(part.strip() for part in config.objectives.split(",")),
+        seed=config.seed,
+        fidelity=Fidelity(image_side=config.side, data_share=config.share),
+        halving=None if config.halving is None else Halving(first=config.halving),
+        timeout=config.timeout,
+    )
+    evaluate = Training(
+        blueprint=job.blueprint, data=job.data, config=config.train, device=job.device, seed=config.seed
+    )
+    sampler = None
+    if config.screen > 1:
+        proxy = Proxy(blueprint=job.blueprint, data=job.data, name=config.proxy, seed=config.seed)
+        inner = searcher_of(spec.searcher, spec.options)
+        score = cache(lambda arch: proxy(arch, spec.fidelity, lambda *_: None).value)
+        searcher = Screened(inner=inner, score=score, of=config.screen)
+        sampler = Sampler(searcher, job.blueprint.space, seed=config.seed, allowed=pricer.allowed)
+    records = run_study(
+        spec,
+        job.blueprint.space,
+        evaluate,
+        pricer=pricer,
+        crew=Crew(workers=config.workers, ray=config.ray, threads=config.threads, gpus=float(job.device == "cuda")),
+        sampler=sampler,
+        progress=job.progress,
+    )
+    if not any(one.value is not None for one in records):
+        reasons = "; ".join(sorted({f"{one.reason}: {one.message}" for one in records if one.reason})[:3])
+        raise TrialFailed(f"none of {len(records)} trials was scored ({reasons})", reason="crash")
+    return records
+
+
+def finalists_of(job: SearchJob, records: Sequence[TrialRecord]) -> list[Arch]:
+    """The best of the trials: of several objectives, the most accurate of the front first; distinct functions only."""
+    ranked = sorted(
+        records if "," not in job.config.objectives else front(records), key=lambda one: -(one.value or 0.0)
+    )
+    space, found = job.blueprint.space, dict[Any, Arch]()
+    for one in ranked:
+        if one.value is not None and one.arch is not None:
+            arch = space.arch(one.arch)
+            found.setdefault(space.key(arch), arch)
+    return list(found.values())[: job.config.top]
+
+
+def conclude(
+    job: SearchJob,
+    records: Sequence[TrialRecord],
+    archs: Sequence[Arch],
+    given: Mapping[Arch, nn.Module] | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """Train the finalists, choose one, open the test split, write `best/`, `summary.json` and `report.html`.
+
+    `given` holds networks that need no training; `more` goes into the findings.
+    """
+    finalists = train_finalists(job, archs, given)
+    choose(job, finalists)  # before the test split is opened
+    tested = open_test(job, finalists)
+    best = choose(job, tested)
+    write_best(job, best)
+    moved = transfer(job, records, tested)
+    record(job, Findings(records=records, finalists=tested, best=best, transfer=moved, **more))
+    return read_json(Path(job.run.folder) / "summary.json")
