@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from befit.arch.cell import parse, unparse
+from befit.arch.cell import OPS, parse, unparse
 from befit.arch.space import Arch, Choice, Space
 from befit.arch.task import ImageTask
 from befit.cost.image_terms import cell_terms
@@ -76,6 +76,7 @@ def marked(**changed: Any) -> Blueprint:
 def test_a_model_finds_the_times_of_networks_it_has_not_seen(engine: Any, clock: list[list[Arch]]) -> None:
     model = fit_latency(marked(), TASK, Target(engine=engine, threads=1), networks=(20, 4))
     assert len(clock) == 1 and len(set(clock[0])) == 24
+    assert [{*arch.values()} for arch in clock[0][:5]] == [{name} for name in OPS]
     assert (model.fitted, len(model.held_out)) == (20, 4) and model.worst_error() < 1e-2
     assert [TINY.space.arch(one.arch) for one in model.held_out] == clock[0][20:]
     rng = random.Random(5)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from befit.arch.cell import parse
-from befit.arch.space import Arch
+from befit.arch.space import Arch, Value
 from befit.arch.task import ImageTask
 from befit.cost.image_latency import Checked, LatencyModel, MeasuredArchs, Terms, fit_rates, read_measured
 from befit.cost.image_terms import cell_terms, mobile_terms
@@ -182,8 +182,19 @@ def _reference(blueprint: Blueprint, task: ImageTask) -> int:
 
 
 def _sampled(blueprint: Blueprint, number: int, rng: random.Random) -> list[Arch]:
-    """Different archs, fewer if the space has no more."""
+    """Different archs, fewer if the space has no more: those of all first, second, … options, then random ones.
+
+    The former are a cell of one operation each, or the smallest to the largest network: random ones alone seldom tell what
+    the rest of a network takes.
+    """
     found = dict[Arch, None]()
+    for place in range(max(len(choice.options) for choice in blueprint.space.choices.values())):
+        taken = dict[str, Value]()
+        for name, choice in blueprint.space.choices.items():
+            if choice.open(taken):
+                taken[name] = choice.options[min(place, len(choice.options) - 1)]
+        if blueprint.space.contains(taken) and len(found) < number:
+            found[blueprint.space.arch(taken)] = None
     for _ in range(20 * number):
         if len(found) == number:
             break
