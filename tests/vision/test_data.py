@@ -44,7 +44,7 @@ def everything(data: Images) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_digits_are_scikit_learns_in_a_fixed_split() -> None:
-    held = load_digits()
+    pixels, digits = load_digits(return_X_y=True)
     data = load_images()
     assert (len(data.train), len(data.validation), len(data.test)) == (1079, 359, 359)
     assert data.task.to_json() == {"channels": 1, "height": 8, "width": 8, "classes": 10}
@@ -53,7 +53,7 @@ def test_digits_are_scikit_learns_in_a_fixed_split() -> None:
     # Each image is in one split, with its own label: the multiset of (pixels, label) is scikit-learn's.
     back = (images.double() * 16 / 255).round().flatten(1).long().tolist()
     found = sorted((*pixels, label) for pixels, label in zip(back, labels.tolist(), strict=True))
-    truth = sorted((*map(int, p), int(y)) for p, y in zip(held.data, held.target, strict=True))
+    truth = sorted((*map(int, p), int(y)) for p, y in zip(pixels, digits, strict=True))
     assert found == truth
     for split in (data.train, data.validation):
         for have, of in zip(counts(split.labels), counts(labels), strict=True):

@@ -27,6 +27,7 @@ from befit.rundir import befit_version, replacing
 from befit.vision.checkpoint import load_classifier
 from befit.vision.data import Images
 from befit.vision.predict import Classifier
+from befit.vision.timing import session_options
 
 OPSET = 18
 """Of the operators; ONNX Runtime 1.14 and later know it."""
@@ -109,6 +110,9 @@ def export_onnx(
 class Deployed(nn.Module):
     """A network with its normalisation: float images (N, C, H, W) in 0..1 to logits (N, K)."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
         self.network = classifier.module.cpu()
@@ -124,8 +128,7 @@ def session(file: Path) -> Any:
     """The file, ready to run on the processor."""
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options = session_options(torch.get_num_threads())
     return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 
@@ -162,7 +165,7 @@ def _quiet() -> Iterator[None]:
             warnings.simplefilter("ignore", FutureWarning)
             warnings.simplefilter("ignore", DeprecationWarning)
             # A trace warns of every shape that it takes as fixed; only the first may differ, which is checked below too.
-            warnings.simplefilter("ignore", torch.jit.TracerWarning)
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # pyright: ignore[reportPrivateImportUsage]
             yield
     finally:
         logger.setLevel(before)
@@ -238,7 +241,7 @@ def _quantise(plain: Path, quantised: Path, data: Images) -> None:
         quantization.quantize_static(
             str(prepared),
             str(quantised),
-            _Batches(iter(batches)),
+            _Batches(iter(batches)),  # pyright: ignore[reportArgumentType] - it is asked for get_next only
             quant_format=quantization.QuantFormat.QDQ,
             activation_type=quantization.QuantType.QInt8,
             weight_type=quantization.QuantType.QInt8,

@@ -123,7 +123,7 @@ def blueprint_of(
 
     Raises `RunConflict` if there is none.
     """
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     try:
         if name == "cell":
             return cell(**given)

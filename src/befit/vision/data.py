@@ -354,5 +354,5 @@ def _hash(*tensors: Tensor) -> bytes:
     state = hashlib.sha256()
     for tensor in tensors:
         state.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        state.update(tensor.contiguous().numpy())
+        state.update(tensor.contiguous().numpy().data)
     return state.digest()

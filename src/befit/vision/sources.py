@@ -5,7 +5,7 @@ Each reader returns what it found, undecoded and unsplit; `data.py` makes of it 
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -230,7 +230,7 @@ def _names(kind: Mapping[str, Any]) -> tuple[str, ...] | None:
     return tuple(kind["names"]) if "names" in kind else None
 
 
-def _encoded(cells: Any, where: str, folder: Path) -> Iterator[Encoded] | list[Encoded]:
+def _encoded(cells: Any, where: str, folder: Path) -> list[Encoded]:
     """Images as the Hugging Face Image feature keeps them (bytes or a path), or bare bytes."""
     found = list[Encoded]()
     for row, cell in enumerate(cells):
