@@ -1,12 +1,13 @@
 """Predictor-guided search: an ensemble learns from the trials so far, and says which change of the best archs to try.
 
-Each member is a ridge regression on its own resample of the trials, with the one-hot code and the space's features (for cells: the paths
-from input to output) as inputs; what the members disagree on is what is not known yet. Candidates are the
-neighbours of the best archs, and some further away; each is judged by a member drawn for it alone. So a candidate is tried as often as it
-might be the best, which is independent Thompson sampling.
+Each member is a ridge regression on its own resample of the trials, with the one-hot code and the space's features (for
+cells: the paths from input to output) as inputs; what the members disagree on is what is not known yet. Candidates are the
+neighbours of the best archs, and some further away; each is judged by a member drawn for it alone. So a candidate is tried
+as often as it might be the best, which is independent Thompson sampling.
 
-Source: White et al., BANANAS (AAAI 2021): ensemble, path encoding, mutated incumbents, independent Thompson sampling. Ridge regressions take
-the place of its networks: they are fitted in a millisecond and, on a hundred trials, rank neighbours better than trees do.
+Source: White et al., BANANAS (AAAI 2021): ensemble, path encoding, mutated incumbents, independent Thompson sampling. Ridge
+regressions take the place of its networks: they are fitted in a millisecond and, on a hundred trials, rank neighbours better
+than trees do.
 """
 
 import math

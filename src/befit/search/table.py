@@ -3,8 +3,8 @@
     table = Table.load(Path("nas_bench_201.csv.gz"))
     run = search_table(table, Evolution(), TableSearch(reward="cifar10_val_12ep", objective="c10_test200"), seed=0)
 
-Each query reads a reward, as a short training would give it; at the end the arch with the best reward is judged by the objective, as
-a full training and the test set would. The searcher is called as a study calls it, with the same random numbers.
+Each query reads a reward, as a short training would give it; at the end the arch with the best reward is judged by the
+objective, as a full training and the test set would. The searcher is called as a study calls it, with the same random numbers.
 """
 
 import csv
@@ -53,7 +53,8 @@ class Table:
         JSON  {"01210122": {"mean_acc": [..] or number, ...}, ...}, as NAS-Bench-Macro
         """
         try:
-            text = gzip.open(path, "rt", encoding="utf-8").read() if path.suffix == ".gz" else path.read_text("utf-8")
+            data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+            text = data.decode("utf-8")
         except (OSError, UnicodeDecodeError, EOFError) as error:
             raise BadTable(f"table {path}: cannot be read: {error}") from error
         if Path(path.name.removesuffix(".gz")).suffix == ".json":
