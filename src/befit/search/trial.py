@@ -37,7 +37,7 @@ class Fidelity:
     epochs: float | None = None
     """Passes over the training images, above 0."""
     seconds: float | None = None
-    """Of training, above 0; with `epochs`, whichever ends first."""
+    """Of training, above 0; instead of `epochs`."""
     image_side: int | None = None
     """Pixels to which images are resized; as they are if None."""
     data_share: float = 1.0
@@ -47,6 +47,8 @@ class Fidelity:
         for name, told in (("epochs", self.epochs), ("seconds", self.seconds), ("image_side", self.image_side)):
             if told is not None and not told > 0:
                 raise BadData(f"fidelity: {name} must be above 0, got {told}")
+        if self.epochs is not None and self.seconds is not None:
+            raise BadData("fidelity: give epochs or seconds, not both")
         if not 0 < self.data_share <= 1:
             raise BadData(f"fidelity: data_share must be above 0 and at most 1, got {self.data_share}")
 
