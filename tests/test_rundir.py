@@ -41,6 +41,13 @@ def test_files_hold_what_was_written(tmp_path: Path) -> None:
     assert names(tmp_path) == ["deep", "t.safetensors"]
 
 
+def test_tied_weights_are_written_each(tmp_path: Path) -> None:
+    tied = torch.randn(3, 2)
+    write_tensors(tmp_path / "t", {"first": tied, "second": tied})
+    found = read_tensors(tmp_path / "t")
+    assert torch.equal(found["first"], tied) and torch.equal(found["second"], tied)
+
+
 def test_a_block_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     write_text(tmp_path / "a", "old")
 

@@ -101,11 +101,17 @@ def read_json(path: Path) -> Any:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
-    """Write a safetensors file whole or not at all."""
+    """Write a safetensors file whole or not at all; tensors that share memory, as tied weights do, are written each."""
     from safetensors.torch import save_file
 
+    own, seen = dict[str, Any](), set[int]()
+    for name, tensor in tensors.items():
+        held = tensor.detach().cpu().contiguous()
+        memory = held.data_ptr()
+        own[name] = held.clone() if memory in seen else held
+        seen.add(memory)
     with replacing(path) as temporary:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary)
+        save_file(own, temporary)
 
 
 def read_tensors(path: Path) -> dict[str, Any]:

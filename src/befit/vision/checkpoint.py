@@ -67,10 +67,8 @@ def save_classifier(folder: Path, classifier: Classifier, facts: Facts) -> None:
         "std": list(classifier.std),
         "span": list(classifier.span),
     }
-    # Copies: safetensors refuses tensors that share memory, as tied weights do.
-    weights = {name: one.detach().cpu().clone() for name, one in classifier.module.state_dict().items()}
     with replacing_folder(folder) as temporary:
-        write_tensors(temporary / WEIGHTS, weights)
+        write_tensors(temporary / WEIGHTS, classifier.module.state_dict())
         write_json(temporary / ARCH, written)
         write_text(temporary / CARD, card(classifier, facts))
 

@@ -213,11 +213,11 @@ def from_loader(
     return replace(made, source="loader", notes=("the loader was read once", *made.notes))
 
 
-def normalised(batch: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def normalised(batch: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> Tensor:
     """float32 (B, C, H, W) of mean 0 and deviation 1, from bytes or floats."""
     scale = 255.0 if batch.dtype == torch.uint8 else 1.0
-    shift = torch.tensor(mean, device=batch.device).view(-1, 1, 1) * scale
-    spread = torch.tensor(std, device=batch.device).view(-1, 1, 1) * scale
+    shift = torch.as_tensor(mean, dtype=torch.float32, device=batch.device).view(-1, 1, 1) * scale
+    spread = torch.as_tensor(std, dtype=torch.float32, device=batch.device).view(-1, 1, 1) * scale
     return (batch.float() - shift) / spread
 
 

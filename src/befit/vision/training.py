@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from befit.errors import BadData, TrialFailed
-from befit.vision.data import Images, Split
+from befit.vision.data import Images, Split, normalised
 
 EVALUATED = 256
 """Images of a batch when accuracy is measured."""
@@ -221,6 +221,8 @@ class _Training:
         self.optimizer = optimizer_of(self.model, config)
         # Bytes: all of CIFAR-10 takes 180 MB of a GPU.
         self.images, self.labels = data.train.images.to(device), data.train.labels.to(device)
+        # Copied once: a copy for every step would make the processor wait for the GPU.
+        self.mean, self.std = torch.tensor(data.mean, device=device), torch.tensor(data.std, device=device)
         self.batch = max(2, min(config.batch, len(self.labels) // _LEAST_STEPS))
         self.peak = config.lr or RATES[config.optimizer]
         self.per_epoch = max(1, len(self.labels) // self.batch)
@@ -287,7 +289,7 @@ class _Training:
         return total.item() / steps
 
     def step(self, rows: Tensor, seeds: Tensor, lr: float) -> Tensor:
-        images = _laid_out(augmented(self.data.normalised(self.images[rows]), seeds, *self.augmentation))
+        images = _laid_out(augmented(normalised(self.images[rows], self.mean, self.std), seeds, *self.augmentation))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         with _mixed(self.device):
