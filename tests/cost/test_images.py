@@ -100,10 +100,10 @@ def test_a_mobile_network_counts_as_its_module(task: ImageTask) -> None:
 
 @pytest.mark.parametrize("squeeze", [False, True])
 def test_the_widest_moment_may_be_a_squeeze(squeeze: bool) -> None:
-    # Without expansion and strides nothing is wider than the first block, whose squeeze holds some channels more.
+    # Without expansion and strides, narrowing: nothing is wider than two maps beside the input, and a squeeze holds some more.
     task = ImageTask(channels=1, height=7, width=7, classes=2)
     space = mobile_space(resolutions=(7,), skeletons=("compact",), widths=(1.0,), expansions=(1.0,), depth=1)
     shape = shape_of(space.sample(random.Random(0)))
-    first = replace(shape.stages[0][0], squeeze=8 if squeeze else 0)
+    first = replace(shape.stages[0][0], out=8, squeeze=8 if squeeze else 0)
     shape = replace(shape, stages=((first,),), last=16)
     assert count_shape(shape, task) == count_module(partial(MobileNetwork, shape, task), task)

@@ -65,7 +65,19 @@ def convolutional() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5))
 
 
-NETWORKS = {"attentive": Attentive, "plain": plain, "cell": small_cell, "convolutional": convolutional}
+def batch_norm() -> nn.Module:
+    """A norm that has no running statistics hands back those of the batch."""
+    norm = nn.BatchNorm2d(8, track_running_stats=False)
+    return nn.Sequential(nn.Conv2d(3, 8, 1), norm, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+
+
+NETWORKS = {
+    "batch-norm": batch_norm,
+    "attentive": Attentive,
+    "plain": plain,
+    "cell": small_cell,
+    "convolutional": convolutional,
+}
 
 
 @pytest.mark.parametrize("build", NETWORKS.values(), ids=NETWORKS)

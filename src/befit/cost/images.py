@@ -185,7 +185,7 @@ def _inverted(tally: Tally, block: Block, side: int, image: int) -> tuple[int, i
     if block.squeeze:
         tally.conv(block.expanded, block.squeeze, 1, 1, bias=True)
         tally.conv(block.squeeze, block.expanded, 1, 1, bias=True)
-        tally.alive(image, size, mixed, block.expanded, max(mixed, block.expanded))
+        tally.alive(image, size, mixed, mixed, 2 * block.expanded)  # the weights before and after their gate
     tally.conv(block.expanded, block.out, 1, after * after)
     tally.norm(block.out)
     tally.alive(image, size, mixed, out, out)
