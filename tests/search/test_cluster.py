@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.search.toys import SPACE, Moody, Toy, finished, spec
+from tests.search.toys import SPACE, Gated, Moody, Toy, finished, spec
 
 from befit.arch.space import Arch
 from befit.search.cluster import Cluster
@@ -38,12 +38,6 @@ def cluster() -> Iterator[Any]:
             yield local
         finally:
             local.shutdown()
-
-
-def slow(arch: Arch, fidelity: Fidelity, report: Report) -> Outcome:
-    """Longer than the node it runs on lives."""
-    time.sleep(4)
-    return Outcome(value=0.5)
 
 
 def where(arch: Arch, fidelity: Fidelity, report: Report) -> Outcome:
@@ -92,17 +86,27 @@ def test_crashes_and_hangs_are_failed_trials(cluster: Any, tmp_path: Path) -> No
 
 
 def test_a_node_that_goes_away_takes_its_trial_with_it_as_killed(cluster: Any, tmp_path: Path) -> None:
+    import ray
+
+    (tmp_path / "done").mkdir()
+    jobs = [Job(number=number, arch=arch, fidelity=Fidelity()) for number, arch in enumerate(SPACE.enumerate())][:3]
     with rays_own_warnings():
-        node = cluster.add_node(num_cpus=1)
-        cluster.wait_for_nodes()
-        with closing(Cluster(slow, Crew(ray=cluster.address))) as pool:
-            arch = next(SPACE.enumerate())
-            for number in range(pool.free):
-                pool.submit(Job(number=number, arch=arch, fidelity=Fidelity()))
-            while len(pool.begun) < 3:
-                assert not pool.wait(lambda number, epoch, value: True, 0.1)
-            cluster.remove_node(node, allow_graceful=False)
-            ended = list[Finished]()
-            while len(ended) < 3:
-                ended += pool.wait(lambda number, epoch, value: True, 1.0)
+        ray.init(address=cluster.address, log_to_driver=False)  # before there is a third node, so as not to sit on that
+        try:
+            node = cluster.add_node(num_cpus=1)
+            cluster.wait_for_nodes()
+            with closing(Cluster(Gated(tmp_path, first=0), Crew(ray=cluster.address, workers=0))) as pool:
+                assert pool.free == 3
+                for one in jobs:
+                    pool.submit(one)
+                end = time.monotonic() + 60
+                while len(pool.begun) < 3:
+                    assert not pool.wait(lambda number, epoch, value: True, 0.2) and time.monotonic() < end
+                cluster.remove_node(node, allow_graceful=False)
+                (tmp_path / "go").touch()
+                ended = list[Finished]()
+                while len(ended) < 3 and time.monotonic() < end:
+                    ended += pool.wait(lambda number, epoch, value: True, 1.0)
+        finally:
+            ray.shutdown()
     assert sorted(str(one.reason) for one in ended) == ["None", "None", "killed"]
