@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from befit.errors import BefitError
 from befit.search.pool import Crew, Decide, evaluated
 from befit.search.trial import Evaluate, Finished, Job, Pruned
 
@@ -72,15 +73,21 @@ class _Task:
 
 
 class Cluster:
-    """A Ray cluster as a pool. Raises `ConnectionError` if there is none at the address."""
+    """A Ray cluster as a pool. Raises `BefitError` if Ray is not installed, or there is no cluster at the address."""
 
     def __init__(self, evaluate: Evaluate, crew: Crew, *, timeout: float | None = None) -> None:
-        import ray
+        try:
+            import ray
+        except ImportError as error:
+            raise BefitError(f"--ray needs Ray: pip install 'befit[ray]' ({error})") from error
 
         self._ray = ray
         self._ours = not ray.is_initialized()
         if self._ours:
-            ray.init(address=crew.ray, log_to_driver=False)
+            try:
+                ray.init(address=crew.ray, log_to_driver=False)
+            except (ConnectionError, ValueError) as error:
+                raise BefitError(f"there is no Ray cluster at {crew.ray!r}: {error}") from error
         self._crew, self._timeout = crew, timeout
         self._evaluate = ray.put(evaluate)
         self._mailbox: Any = ray.remote(Mailbox).options(num_cpus=0).remote()

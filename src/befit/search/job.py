@@ -1,6 +1,7 @@
 """What all stages of one search share: the images, the space, the target, the prices."""
 
 import statistics
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,12 +18,12 @@ from befit.cost.target import Target
 from befit.errors import BadBudget, BadData
 from befit.progress import Progress
 from befit.rundir import Run, digest, write_json
-from befit.search.config import SearchConfig, parse_options
+from befit.search.config import SHARED, SearchConfig, parse_options
 from befit.search.pricing import LATENCY, Pricer
 from befit.vision.blueprint import Blueprint
 from befit.vision.checkpoint import blueprint_of, import_path
 from befit.vision.data import Images, load_images
-from befit.vision.latency import Price, fit_latency, has_model, read_latency
+from befit.vision.latency import MeasuredHere, fit_latency, has_model, read_latency
 from befit.vision.timing import Effort, measure_ms
 
 BUILT_IN = ("cell", "mobile")
@@ -30,6 +31,9 @@ BUILT_IN = ("cell", "mobile")
 
 FITTED = "latency.json"
 """A fitted model of the target's latency; what `--latency-table` reads on another machine."""
+
+LOOK = Effort(seconds=0.3)
+"""For one measurement of one network."""
 
 REDONE = ("out", "top", "then", "trials", "workers", "ray", "final", "tune")
 """Settings that may change in an existing run directory: what depends on them is kept under a key of its own."""
@@ -51,6 +55,8 @@ class SearchJob:
     """With which the blueprint was made, likewise."""
     device: str
     """cpu or cuda."""
+    build: Callable[..., nn.Module] | None = None
+    """The user's own class, where it was given and not named."""
 
     @staticmethod
     def open(
@@ -62,12 +68,30 @@ class SearchJob:
         build: Callable[..., nn.Module] | None = None,
     ) -> "SearchJob":
         """Read the images and make the space. `data` and `build` stand for the config's `data` and `space` if given."""
+        return SearchJob._of(
+            config, progress, say, data, build, lambda: Run.open(config.out, config.to_json(), may_change=REDONE)
+        )
+
+    @staticmethod
+    def revisit(config: SearchConfig, progress: Progress) -> "SearchJob":
+        """A finished run once more, for another budget; its record stays as it is."""
+        return SearchJob._of(config, progress, warnings.warn, None, None, lambda: Run(folder=config.out))
+
+    @staticmethod
+    def _of(
+        config: SearchConfig,
+        progress: Progress,
+        say: Callable[[str], None],
+        data: Images | None,
+        build: Callable[..., nn.Module] | None,
+        enter: Callable[[], Run],
+    ) -> "SearchJob":
         budget = None if config.budget is None else Budget.parse(config.budget)
         if budget is not None and any(bound.relative for bound in budget.bounds):
             raise BadBudget(f"budget: {budget} is relative, but a search has no parent; give absolute bounds")
         images = data or load_images(config.data, seed=config.seed, size=config.size)
         blueprint, options = space_of(config, images, build)
-        run = Run.open(config.out, config.to_json(), may_change=REDONE)
+        run = enter()
         device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
         return SearchJob(
             config=config,
@@ -79,6 +103,7 @@ class SearchJob:
             source=config.space if build is None else import_path(build),
             options=options,
             device=device,
+            build=build,
         )
 
     @cached_property
@@ -107,13 +132,17 @@ class SearchJob:
         return [self.data.fingerprint, self.source, dict(self.options), choices]
 
     @cached_property
-    def latency(self) -> Price | None:
+    def latency(self) -> Callable[[Arch], float] | None:
         """Predicts the target's milliseconds: read from a table made elsewhere, or a model fitted here, once."""
         table, task = self.config.latency_table, self.data.task
         if table is not None:
             return read_latency(table, self.blueprint, task)
-        if not self.wants_latency or not has_model(self.blueprint):
+        if not self.wants_latency:
             return None
+        if not has_model(self.blueprint):
+            # Sub-nets of shared weights are judged in seconds: each is measured before; trials are measured one by one anyway.
+            measured = MeasuredHere(blueprint=self.blueprint, task=task, target=self.target, effort=LOOK)
+            return measured if self.config.searcher == SHARED else None
 
         def make(folder: Path) -> None:
             fitted = fit_latency(self.blueprint, task, self.target, seed=self.config.seed, progress=self.progress)
@@ -146,7 +175,7 @@ class SearchJob:
                 engine=self.target.engine,
                 device=self.target.device,
                 threads=self.target.threads,
-                effort=Effort(seconds=0.3),
+                effort=LOOK,
             ).median_ms
             for _ in range(3)
         ]

@@ -25,7 +25,7 @@ from befit.search.finish import choose, open_test, train_finalists, transfer, wr
 from befit.search.halving import Halving
 from befit.search.job import SearchJob
 from befit.search.pool import Crew
-from befit.search.pricing import LATENCY
+from befit.search.pricing import LATENCY, Pricer
 from befit.search.sampler import Sampler
 from befit.search.screen import Screened
 from befit.search.searchers import searcher_of
@@ -62,9 +62,7 @@ def search(
 def study_stage(job: SearchJob) -> list[TrialRecord]:
     """Trials until there are enough; the study itself remembers where it was."""
     config = job.config
-    pricer = job.pricer
-    if pricer.budget is not None and pricer.measure is not None:
-        pricer = replace(pricer, budget=pricer.budget.tighten({LATENCY: SLACK}))
+    pricer = tightened(job.pricer)
     spec = StudySpec(
         storage=config.storage or str(job.run.folder / "study.sqlite"),
         name=config.study,
@@ -100,6 +98,13 @@ def study_stage(job: SearchJob) -> list[TrialRecord]:
         reasons = "; ".join(sorted({f"{one.reason}: {one.message}" for one in records if one.reason})[:3])
         raise TrialFailed(f"none of {len(records)} trials was scored ({reasons})", reason="crash")
     return records
+
+
+def tightened(pricer: Pricer) -> Pricer:
+    """The pricer of trials, who may use `SLACK` of a latency that is going to be measured again."""
+    if pricer.budget is None or pricer.measure is None:
+        return pricer
+    return replace(pricer, budget=pricer.budget.tighten({LATENCY: SLACK}))
 
 
 def finalists_of(job: SearchJob, records: Sequence[TrialRecord]) -> list[Arch]:
