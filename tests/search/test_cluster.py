@@ -1,5 +1,6 @@
 """A study on a Ray cluster of two nodes, on this machine."""
 
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 from tests.search.toys import SPACE, Gated, Moody, Toy, finished, spec
 
 from befit.arch.space import Arch
+from befit.errors import BefitError
 from befit.search.cluster import Cluster
 from befit.search.halving import Halving
 from befit.search.pool import Crew
@@ -45,6 +47,15 @@ def where(arch: Arch, fidelity: Fidelity, report: Report) -> Outcome:
 
     time.sleep(0.2)
     return Outcome(value=0.5, details={"node": ray.get_runtime_context().get_node_id()})
+
+
+def test_without_ray_or_without_a_cluster_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with rays_own_warnings(), pytest.raises(BefitError, match="there is no Ray cluster at 'nonsense'"):
+        Cluster(Toy(tmp_path), Crew(ray="nonsense"))
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(BefitError, match=r"pip install 'befit\[ray\]'"):
+        Cluster(Toy(tmp_path), Crew(ray="auto"))
 
 
 def test_a_study_is_complete_and_uses_both_nodes(cluster: Any, tmp_path: Path) -> None:

@@ -4,12 +4,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.search.toys import SMALL, SPACE, Gated, Toy, archs, finished, spec
+from tests.search.toys import SMALL, SPACE, Gated, Toy, archs, finished, spec, until
 
 from befit.search.owner import started
 from befit.search.pool import Crew
@@ -18,13 +17,6 @@ from befit.search.trial import funnel
 
 ROOT = Path(__file__).parents[2]
 TRIALS = 8
-
-
-def until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
 
 
 def waiting(folder: Path, workers: int) -> list[int]:

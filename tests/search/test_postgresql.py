@@ -78,7 +78,8 @@ def test_two_coordinators_make_one_study(tmp_path: Path, postgresql: str) -> Non
 
 def test_a_coordinator_takes_over_what_another_left(tmp_path: Path, postgresql: str) -> None:
     """The other one is killed, and this one is told that it was on another machine: only its silence says so."""
-    from tests.search.test_kill import until, waiting
+    from tests.search.test_kill import waiting
+    from tests.search.toys import until
 
     command = [sys.executable, "-m", "tests.search.coordinator", str(tmp_path), "1", "6", postgresql, "left"]
     process = subprocess.Popen(command, cwd=ROOT)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.search.toys import SPACE, Moody, Toy
+from tests.search.toys import SPACE, Moody, Toy, until
 
 from befit.errors import BadData
 from befit.search.owner import started
@@ -62,8 +62,7 @@ def test_a_worker_that_takes_too_long_is_killed_with_all_it_started_and_replaced
         assert pool.free == 0
         late = wait_for(pool, decide)
         assert late.reason == "timeout" and late.outcome is None and pool.free == 1
-        while started(children[0]) is not None:
-            time.sleep(0.01)
+        until(lambda: started(children[0]) is None, 10)
 
 
 @pytest.mark.parametrize("prunable", [False, True])
@@ -89,8 +88,8 @@ def test_an_idle_worker_that_died_is_replaced(tmp_path: Path) -> None:
         first = wait_for(pool).outcome
         assert first is not None
         os.kill(first.details["pid"], 9)
-        while started(first.details["pid"]) is not None:
-            time.sleep(0.01)
+        pid = first.details["pid"]
+        until(lambda: started(pid) is None, 10)
         pool.submit(job(1))
         second = wait_for(pool).outcome
         assert second is not None and second.details["pid"] != first.details["pid"]

@@ -7,7 +7,7 @@ import os
 import signal
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -123,3 +123,10 @@ def archs(records: Iterable[TrialRecord]) -> list[dict[str, Any]]:
 def finished(folder: Path) -> list[str]:
     """The arch of every evaluation that was finished."""
     return sorted(path.name.split("-")[0] for path in folder.iterdir())
+
+
+def until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
