@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from befit.report import elastic, frame, puzzle
+from befit.report import elastic, frame, puzzle, search
 
 
 def write_report(summary: Mapping[str, Any], path: Path) -> None:
@@ -17,4 +17,10 @@ def render(summary: Mapping[str, Any]) -> str:
 
     A summary names its `kind`; one without is of `befit puzzle`.
     """
-    return elastic.render(summary) if summary.get("kind") == "elastic" else puzzle.render(summary)
+    match summary.get("kind"):
+        case "elastic":
+            return elastic.render(summary)
+        case "search":
+            return search.render(summary)
+        case _:
+            return puzzle.render(summary)

@@ -19,6 +19,7 @@ _NAMES = {
     "cache_bytes": "KV cache",
     "decode_ms": "decode per token",
     "flops": "FLOPs",
+    "macs": "multiply-adds",
     "params": "parameters",
     "tokens_per_s": "throughput",
     "weight_bytes": "weights",
@@ -99,6 +100,11 @@ def percent(fraction: float | None) -> str:
     return _minus(f"{100 * fraction:.{0 if abs(fraction) >= 0.01 or fraction == 0 else 1}f}") + GAP + "%"
 
 
+def accuracy(fraction: float | None) -> str:
+    """A share of images in percent, one decimal."""
+    return ABSENT if fraction is None else _minus(f"{100 * fraction:.1f}") + GAP + "%"
+
+
 def duration(seconds: float | None) -> str:
     """Seconds as `0.4 s`, `12 s`, `3 min 20 s`, `2 h 5 min`."""
     if seconds is None:
@@ -136,7 +142,7 @@ def cost(name: str, value: float | None) -> str:
         return milliseconds(value)
     if name.endswith("_mib"):
         return size(value * 2.0**20)
-    if name in ("params", "flops"):
+    if name in ("params", "flops", "macs"):
         return amount(value)
     return significant(value) + (f"{GAP}tokens/s" if name == "tokens_per_s" else "")
 
