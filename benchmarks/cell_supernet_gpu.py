@@ -168,12 +168,15 @@ def correlations(shared: Mapping[str, float], table: Mapping[str, Mapping[str, f
         rankings |= {name: [table[text][column] for text in texts] for name, column in COLUMNS.items()}
         told[group] = {
             "cells": len(texts),
-            "rankings": {
-                name: {"kendall": float(kendalltau(truths, own)[0]), "spearman": float(spearmanr(truths, own)[0])}
-                for name, own in rankings.items()
-            },
+            "rankings": {name: agreement(truths, own) for name, own in rankings.items()},
         }
     return told
+
+
+def agreement(truths: list[float], own: list[float]) -> dict[str, float]:
+    pairs: Any = kendalltau(truths, own)
+    ranks: Any = spearmanr(truths, own)
+    return {"kendall": float(pairs.statistic), "spearman": float(ranks.statistic)}
 
 
 def evolved(

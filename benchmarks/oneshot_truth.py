@@ -72,7 +72,7 @@ def main() -> None:
                 found.setdefault(name, []).append(shared(supernet, data, archs, config, progress))
     told: dict[str, Any] = {
         "data": {"source": data.source if asked.data is None else Path(asked.data).name, "train": len(data.train)},
-        "asked": {name: value if name not in ("data", "out") else str(value) for name, value in vars(asked).items()},
+        "asked": {name: value for name, value in vars(asked).items() if name not in ("data", "out")},
         "machine": {"processor": platform.machine(), "torch": torch.__version__, "befit": befit_version()},
         "archs": [arch.to_json() for arch in archs],
         "alone": alone,
@@ -132,7 +132,8 @@ def left_out(alone: list[list[float]]) -> list[tuple[list[float], list[float]]]:
 
 
 def tau(first: Any, second: Any) -> float:
-    return round(float(kendalltau(first, second)[0]), 3)
+    found: Any = kendalltau(first, second)
+    return round(float(found.statistic), 3)
 
 
 if __name__ == "__main__":
