@@ -37,6 +37,7 @@ RANK = {
     "elastic": 7,
     "oneshot": 7,
     "propose": 7,
+    "loading": 8,
     "cli": 8,
     "__main__": 9,
     "__init__": 9,
@@ -91,7 +92,10 @@ TESTED_IN = {
     "report/finalists.py": "report/test_search.py",
     "report/learned.py": "report/test_search.py",
     "report/oneshot.py": "report/test_search.py",
+    "report/progress.py": "report/test_search.py",
     "report/trials.py": "report/test_search.py",
+    "loading.py": "search/test_pipeline.py",
+    "oneshot/cut.py": "oneshot/test_pipeline.py",
     "search/config.py": "search/test_pipeline.py",
     "search/coordinate.py": "search/test_study.py",
     "search/find.py": "search/test_pipeline.py",
@@ -308,8 +312,9 @@ def test_known():
 """
 
 
-def test_only_gpu_and_vllm_tests_may_be_skipped(tmp_path: Path) -> None:
-    shutil.copy(TESTS / "conftest.py", tmp_path)
+def test_only_marked_tests_may_be_skipped(tmp_path: Path) -> None:
+    for name in ("conftest.py", "published.py"):
+        shutil.copy(TESTS / name, tmp_path)
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    gpu: a device\n    vllm: an engine\n")
     (tmp_path / "test_skips.py").write_text(SKIPS)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--strict-skips"]

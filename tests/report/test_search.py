@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.report.browser import EVIL, JUNK, Page, paths, probed, visit
 
-from befit.report import drawing, finalists, frame, learned, oneshot, page, trials
+from befit.report import drawing, finalists, frame, learned, oneshot, page, progress, trials
 from befit.report.search import headline, render
 
 SAMPLE = Path(__file__).parent / "data" / "search.json"
@@ -147,7 +147,7 @@ def test_the_front_is_a_staircase_with_the_bound_on_it() -> None:
 
 
 def test_trials_without_a_score_are_marked_by_their_reason() -> None:
-    html = trials.progress(sample("mobile"))
+    html = progress.progress(sample("mobile"))
     best, grown = figures(html)
     assert best["data"][0]["y"][-1] == pytest.approx(100 * max(row["value"] or 0 for row in sample("mobile")["trials"]))
     lost = [len(data["x"]) for data in best["data"][2:]]
@@ -173,6 +173,7 @@ def test_the_cell_is_drawn_and_written_in_its_text_form() -> None:
 
 def test_a_mobile_network_is_drawn_stage_by_stage() -> None:
     facts = sample("mobile")["drawing"]
+    facts["shape"]["resolution"] = 25
     html = drawing.picture(facts)
     blocks = [block for stage in facts["shape"]["stages"] for block in stage]
     assert html.count('class="chip ') == len(blocks) and html.count("<em>SE</em>") == sum(

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from befit.report import drawing, finalists, frame, learned, oneshot, tables, trials
+from befit.report import drawing, finalists, frame, learned, oneshot, progress, tables, trials
 from befit.report import quantities as q
 
 
@@ -83,7 +83,7 @@ def _sections(summary: Mapping[str, Any]) -> list[str]:
         frame.section("What to know", frame.notes(summary.get("notes")), ""),
         frame.section("Accuracy against cost", trials.front(summary), escape(_FRONT)),
         frame.section("The architecture", drawing.picture(summary.get("drawing")), escape(_space_in_words(summary))),
-        frame.section("Trial by trial", trials.progress(summary), escape(_PROGRESS)),
+        frame.section("Trial by trial", progress.progress(summary), escape(_PROGRESS)),
         frame.section(
             "What the gradients said",
             (oneshot.told(oneshot.gradient_in_words(summary)) + oneshot.gradient(summary))
