@@ -68,12 +68,15 @@ def search_of(job: Job, table: Table) -> TableSearch:
     )
 
 
-def made(name: str, table: Table) -> Searcher:
+@functools.lru_cache(maxsize=1)
+def made(name: str, path: str, choices: tuple[str, ...]) -> Searcher:
     """The searcher; the predictor sees the space's features and the costs that the table has."""
+    table = loaded(path, choices)
     if name != "predictor":
         return searcher_of(name)
     columns, own = [table.columns[c] for c in COSTS if c in table.columns], table.space.features
 
+    @functools.cache
     def features(arch: Arch) -> tuple[float, ...]:
         row = table.row[arch]
         return (*(own(arch) if own else ()), *(column[row] for column in columns))
@@ -86,7 +89,7 @@ def one(job: Job, seed: int) -> TableRun:
     table = loaded(job.table, job.choices)
     search = search_of(job, table)
     if job.searcher in SEARCHERS:
-        return search_table(table, made(job.searcher, table), search, seed=seed)
+        return search_table(table, made(job.searcher, job.table, job.choices), search, seed=seed)
     reward, objective, most = table.column(job.reward), table.column(job.objective), optimum(table, search)
     rewards, rows = list[float](), list[int]()
     for row in proposals(job.searcher, table, seed, rewards):
