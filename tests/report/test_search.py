@@ -234,9 +234,15 @@ def test_a_search_by_gradients_shows_what_the_gradients_said() -> None:
 def test_shared_weights_stand_beside_own_training() -> None:
     summary = sample("shared")
     text = shown(render(summary))
-    assert "2 520 steps, 40 epochs, 13 min 32 s. 34 sub-nets were then judged" in text
+    assert (
+        "2 520 steps, 40 epochs, 13 min 32 s. 34 sub-nets were then judged, without any training of their own." in text
+    )
     loss, both = figures(oneshot.shared(summary) + oneshot.compared(summary))
-    assert len(loss["data"][0]["y"]) == 40 and len(both["data"][0]["x"]) == len(summary["finalists"])
+    assert (
+        len(loss["data"][0]["y"]) == 40
+        and loss["data"][0]["x"][:2] == [1, 64]
+        and len(both["data"][0]["x"]) == len(summary["finalists"])
+    )
     assert "befit cut runs/edge" in text and "befit cut" not in shown(render(sample()))
     for one in summary["finalists"]:
         one["epochs"] = 0.0

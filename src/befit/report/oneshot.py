@@ -67,10 +67,11 @@ def shared(summary: Mapping[str, Any]) -> str:
     if len(known) < 2:
         return ""
     facts = _extra(summary, "shared")
-    epochs, steps = q.number(facts.get("epochs")), q.number(facts.get("steps"))
-    unit = "step" if steps == len(losses) else "epoch" if epochs == len(losses) else "report"
-    data = [_line(range(1, 1 + len(losses)), losses, 0, f"{unit} %{{x}}: %{{y:.3g}}<extra></extra>")]
-    return canvas.plot(data, _layout(unit, "loss"), 260, "Loss of the shared weights")
+    # Of a long curve only one loss of so many is there.
+    apart = max(1, math.ceil((q.number(facts.get("steps")) or 0) / len(losses)))
+    steps = [1 + apart * place for place in range(len(losses))]
+    data = [_line(steps, losses, 0, "step %{x}: %{y:.3g}<extra></extra>")]
+    return canvas.plot(data, _layout("step", "loss"), 260, "Loss of the shared weights")
 
 
 def shared_in_words(summary: Mapping[str, Any]) -> str:
@@ -78,15 +79,14 @@ def shared_in_words(summary: Mapping[str, Any]) -> str:
     facts = _extra(summary, "shared")
     steps, seconds = q.number(facts.get("steps")), q.number(facts.get("seconds"))
     epochs = q.number(facts.get("epochs"))
-    judged = facts.get("judged")
-    count = float(len(judged)) if isinstance(judged, list) else q.number(judged)
+    count = len([row for row in q.entries(summary.get("trials")) if q.number(row.get("value")) is not None])
     words = [f"{q.whole(steps)} steps"] if steps is not None else []
     words += [f"{epochs:.3g} epochs"] if epochs is not None else []
     words += [q.duration(seconds)] if seconds is not None else []
-    if not words and count is None:
+    if not words:
         return ""
-    told = f"One training of all sub-nets together: {', '.join(words)}. " if words else ""
-    told += f"{q.whole(count)} sub-nets were then judged, without any training. " if count is not None else ""
+    told = f"One training of all sub-nets together: {', '.join(words)}. "
+    told += f"{q.whole(count)} sub-nets were then judged, without any training of their own. " if count else ""
     return told + "Accuracy by shared weights ranks sub-nets; it is no promise of what one reaches when trained alone."
 
 
