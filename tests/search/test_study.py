@@ -10,7 +10,8 @@ from tests.search.toys import SMALL, SPACE, Moody, Toy, archs, finished, spec, v
 
 from befit.arch.space import Space
 from befit.errors import BadBudget, BadData, Infeasible, RunConflict
-from befit.search.pool import Crew
+from befit.search.coordinate import Coordinator
+from befit.search.pool import Crew, InProcess
 from befit.search.study import open_study, read_study, run_study
 from befit.search.trial import funnel
 
@@ -124,3 +125,15 @@ def test_specs_are_checked(tmp_path: Path) -> None:
     for objectives in (("latency",), ("accuracy", "speed"), ("accuracy", "macs", "macs"), ()):
         with pytest.raises(BadBudget, match="objectives"):
             spec(tmp_path, objectives=objectives)
+
+
+def test_who_asks_when_others_have_taken_the_last_place_steps_back(tmp_path: Path) -> None:
+    told = spec(tmp_path, trials=3)
+    run_study(told, SPACE, Toy(tmp_path / "done", 0), crew=Crew(workers=0))
+    pool = InProcess(Toy(tmp_path / "done", 0))
+    with open_study(told, SPACE) as study:
+        late = Coordinator(spec=told, space=SPACE, study=study, pool=pool, pricer=None, owner="late")
+        late._begin([])  # as it was seen before the others asked
+        found = late.records()
+    assert pool.free == 1 and not late.running, "nothing is evaluated"
+    assert [one.reason for one in found] == [None, None, None, "surplus"] and not found[-1].counts
