@@ -153,6 +153,8 @@ def test_trials_without_a_score_are_marked_by_their_reason() -> None:
     lost = [len(data["x"]) for data in best["data"][2:]]
     assert sum(lost) == sum(row["value"] is None for row in sample("mobile")["trials"])
     assert all(reason in html for reason in ("timeout", "crash", "stopped early"))
+    spent = sum(row["seconds"] for row in sample("mobile")["trials"])
+    assert plain(progress.in_words(sample("mobile"))).startswith(f"40 trials, {spent // 60:.0f} min")
     assert len(grown["data"][0]["y"]) == len(sample("mobile")["trials"])
 
 
@@ -247,6 +249,8 @@ def test_shared_weights_stand_beside_own_training() -> None:
     for one in summary["finalists"]:
         one["epochs"] = 0.0
     assert oneshot.compared(summary) == "", "what was cut and not trained has no accuracy of its own"
+    assert "Training" in finalists.table(sample("shared")) and "Training" not in finalists.table(summary)
+    assert "trained fully" not in trials.front(summary)
 
 
 def test_transfer_says_its_correlations() -> None:

@@ -16,7 +16,7 @@ _OPERATIONS = {
 }
 """What NAS-Bench-201's names mean, and the look of such an edge."""
 
-_STEP, _RADIUS, _BULGE = 132.0, 17.0, 54.0
+_STEP, _RADIUS, _BULGE = 142.0, 17.0, 54.0
 """Pixels between two nodes, of a node, and by which an edge bends for each node that it passes."""
 _MOST_NODES = 8
 _MOST_BLOCKS = 400

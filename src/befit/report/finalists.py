@@ -104,9 +104,14 @@ def _columns(summary: Mapping[str, Any]) -> list[Column]:
             columns.append(column)
     return [
         *columns,
-        Column(group="Training", name="epochs", read=path("epochs"), write=_plain),
-        Column(group="Training", name="time", read=path("seconds"), write=q.duration),
+        Column(group="Training", name="epochs", read=_trained("epochs"), write=_plain),
+        Column(group="Training", name="time", read=_trained("seconds"), write=q.duration),
     ]
+
+
+def _trained(name: str) -> Callable[[Mapping[str, Any]], float | None]:
+    """A number that only a network with a training of its own has."""
+    return lambda one: q.dig(one, name) if q.dig(one, "epochs") else None
 
 
 def _writer(name: str) -> Callable[[float | None], str]:

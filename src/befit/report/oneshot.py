@@ -34,7 +34,7 @@ def gradient(summary: Mapping[str, Any]) -> str:
     key = _key(options[names[0]]) if same and names else ""
     more = _entropy(facts, options) + _expected(summary, facts)
     titles = f'<h3>Probabilities by epoch</h3><div class="panels narrow">{drawn}</div>{key}' if drawn else ""
-    return titles + (f'<h3>How sure it was</h3><div class="panels narrow">{more}</div>' if more else "")
+    return titles + (f'<h3>How sure it was</h3><div class="panels few">{more}</div>' if more else "")
 
 
 def gradient_in_words(summary: Mapping[str, Any]) -> str:
@@ -48,7 +48,7 @@ def gradient_in_words(summary: Mapping[str, Any]) -> str:
             else "It did not collapse into the empty arch (of cells: skips only) that such searches are known to fall into."
         )
     score, wished = q.number(facts.get("score")), q.number(facts.get("wished"))
-    if score is not None and wished is not None:
+    if score is not None and wished is not None and q.entries(summary.get("bounds")):
         words.append(
             "The most probable arch keeps the budget."
             if score >= wished - 1e-9

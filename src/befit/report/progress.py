@@ -31,6 +31,17 @@ def progress(summary: Mapping[str, Any]) -> str:
     return f'<div class="panels split">{"".join(panels)}</div><div class="lost">{canvas.key(*marks)}</div>'
 
 
+def in_words(summary: Mapping[str, Any]) -> str:
+    """How many trials there were and how long they took, and how to read the figures; plain text."""
+    rows = q.entries(summary.get("trials"))
+    spent = sum(max(0.0, q.number(row.get("seconds")) or 0.0) for row in rows)
+    told = f"{q.whole(len(rows))} trials" + (f", {q.duration(spent)} of evaluation in all. " if spent else ". ")
+    return told + (
+        "Hypervolume is the part of the square (accuracy from 0 to 1, cost from the dearest trial's down to nothing) that the "
+        "trials so far dominate. Marks at the bottom are trials without a score, by reason."
+    )
+
+
 def _best_panel(
     summary: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],

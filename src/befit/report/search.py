@@ -81,9 +81,9 @@ def _sections(summary: Mapping[str, Any]) -> list[str]:
         frame.section("", finalists.budget(summary), ""),
         frame.section("Finalists", finalists.table(summary), escape(_finalists_in_words(summary))),
         frame.section("What to know", frame.notes(summary.get("notes")), ""),
-        frame.section("Accuracy against cost", trials.front(summary), escape(_FRONT)),
+        frame.section("Accuracy against cost", trials.front(summary), escape(_front_in_words(summary))),
         frame.section("The architecture", drawing.picture(summary.get("drawing")), escape(_space_in_words(summary))),
-        frame.section("Trial by trial", progress.progress(summary), escape(_PROGRESS)),
+        frame.section("Trial by trial", progress.progress(summary), escape(progress.in_words(summary))),
         frame.section(
             "What the gradients said",
             (oneshot.told(oneshot.gradient_in_words(summary)) + oneshot.gradient(summary))
@@ -113,14 +113,16 @@ def _sections(summary: Mapping[str, Any]) -> list[str]:
     ]
 
 
-_FRONT = (
-    "The line is the best that trials reached at each cost. Diamonds are the finalists after their full training; hollow ones "
-    "broke the budget when they were measured."
-)
-_PROGRESS = (
-    "Hypervolume is the part of the square (accuracy from 0 to 1, cost from the dearest trial's down to nothing) that the "
-    "trials so far dominate. Marks at the bottom are trials without a score, by reason."
-)
+def _front_in_words(summary: Mapping[str, Any]) -> str:
+    line = "The line is the best that trials reached at each cost. " if q.entries(summary.get("trials")) else ""
+    ends = q.entries(summary.get("finalists"))
+    trained = (
+        "after their full training" if any(q.number(one.get("epochs")) for one in ends) else "on validation images"
+    )
+    hollow = "; hollow ones broke the budget when they were measured" if any(
+        one.get("within") is False for one in ends
+    ) else ""  # fmt: skip
+    return f"{line}Diamonds are the finalists {trained}{hollow}."
 
 
 def _finalists_in_words(summary: Mapping[str, Any]) -> str:
@@ -140,7 +142,7 @@ def _space_in_words(summary: Mapping[str, Any]) -> str:
     space = q.mapping(summary.get("space"))
     if not space.get("name"):
         return ""
-    options = ", ".join(f"{name}={value}" for name, value in q.mapping(space.get("options")).items())
+    options = "; ".join(f"{name} {_listed(value)}" for name, value in q.mapping(space.get("options")).items())
     size = q.number(space.get("size"))
     words = f"Space {space['name']}" + (f" ({options})" if options else "")
     words += f", {q.whole(size)} archs." if size else "."
@@ -148,6 +150,10 @@ def _space_in_words(summary: Mapping[str, Any]) -> str:
     return words + (
         " Every node sums what its edges bring; all cells of the network are alike." if kind == "cell" else ""
     )
+
+
+def _listed(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _using(summary: Mapping[str, Any]) -> str:

@@ -25,9 +25,10 @@ def front(summary: Mapping[str, Any]) -> str:
     if not drawn:
         return ""
     marks = [("dot full", "on the front"), ("dot", "other trials")] * bool(rows)
-    marks += [("◆", "finalists, trained fully")] * bool(ends) + [("dot chosen", "chosen")] * bool(
-        finalists.chosen(summary)
-    )
+    trained = any(q.number(one.get("epochs")) for one in ends)
+    marks += [("◆", "finalists, trained fully" if trained else "finalists")] * bool(ends) + [
+        ("dot chosen", "chosen")
+    ] * bool(finalists.chosen(summary))
     bounded = any(str(bound.get("cost")) in axes for bound in q.entries(summary.get("bounds")))
     return f'<div class="panels split">{"".join(drawn)}</div>' + canvas.key(*marks, *[("dash", "the bound")] * bounded)
 
