@@ -41,6 +41,9 @@ METHODS: Mapping[str, Callable[..., Method]] = {
 }
 """What the names of gradient searches mean."""
 
+SHARED_EPOCHS = 4
+"""Passes over the images for each epoch of a single network: every sub-net gets a share of the steps only."""
+
 SUPERNET = "supernet"
 """Folder of the shared weights in the run, out of which `befit cut` takes other budgets."""
 
@@ -116,9 +119,9 @@ def shared_stage(job: SearchJob) -> dict[str, Any]:
         )
     folder = job.run.folder / SUPERNET
     training = SandwichConfig(
-        epochs=config.train.epochs,
+        epochs=config.train.epochs * SHARED_EPOCHS,
         seconds=config.train.seconds,
-        batch=config.train.batch,
+        batch=min(config.train.batch, max(16, len(seen.train) // 32)),
         fair=job.source == "cell",
         seed=config.seed,
     )

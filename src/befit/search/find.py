@@ -19,7 +19,7 @@ from befit.progress import Bars
 from befit.search.config import SearchConfig
 from befit.search.finish import BEST
 from befit.search.pipeline import search
-from befit.vision.checkpoint import load_classifier
+from befit.vision.checkpoint import import_path, load_classifier
 from befit.vision.data import Images, from_arrays, from_loader
 from befit.vision.predict import Classifier
 from befit.vision.training import TrainConfig
@@ -64,6 +64,7 @@ def find(
     images = data if isinstance(data, Images) else from_arrays(*data) if isinstance(data, tuple) else from_loader(data)
     config = SearchConfig(
         **{"workers": 0, "train": TrainConfig(epochs=epochs), "final": TrainConfig(epochs=3 * epochs), **settings},
+        space=import_path(build),
         out=Path(out),
     )
     with Bars() as progress:

@@ -24,6 +24,7 @@ from befit.vision.blueprint import Blueprint
 from befit.vision.checkpoint import blueprint_of, import_path
 from befit.vision.data import Images, load_images
 from befit.vision.latency import MeasuredHere, fit_latency, has_model, read_latency
+from befit.vision.own import own
 from befit.vision.timing import Effort, measure_ms
 
 BUILT_IN = ("cell", "mobile")
@@ -188,7 +189,7 @@ def space_of(
     """The blueprint to search, with the settings it was made with: the user's, or what fits the images."""
     options = parse_options(config.space_options, "space options")
     if build is not None:
-        return blueprint_of(config.space, options, build=build), options
+        return own(build), {}
     if config.space not in BUILT_IN and ":" not in config.space:
         raise BadData(f'space: expected cell, mobile or "module:Class", got {config.space!r}')
     if not options and config.space == "cell" and min(data.task.height, data.task.width) < 32:

@@ -90,7 +90,7 @@ def study_stage(job: SearchJob) -> list[TrialRecord]:
         job.blueprint.space,
         evaluate,
         pricer=pricer,
-        crew=Crew(workers=config.workers, ray=config.ray, threads=config.threads, gpus=float(job.device == "cuda")),
+        crew=crew_of(job),
         sampler=sampler,
         progress=job.progress,
     )
@@ -98,6 +98,13 @@ def study_stage(job: SearchJob) -> list[TrialRecord]:
         reasons = "; ".join(sorted({f"{one.reason}: {one.message}" for one in records if one.reason})[:3])
         raise TrialFailed(f"none of {len(records)} trials was scored ({reasons})", reason="crash")
     return records
+
+
+def crew_of(job: SearchJob) -> Crew:
+    """Who trains: as many processes as asked for; on a cluster as many as it has room for, unless more than one is asked for."""
+    config = job.config
+    workers = 0 if config.ray is not None and config.workers == 1 else config.workers
+    return Crew(workers=workers, ray=config.ray, threads=config.threads, gpus=float(job.device == "cuda"))
 
 
 def tightened(pricer: Pricer) -> Pricer:
