@@ -148,7 +148,7 @@ def suite(path: str) -> dict[str, Job]:
     table, jobs = loaded(path, ()), dict[str, Job]()
     sets = {"cifar10": ("cifar10_val_12ep", "c10_test200"), "cifar100": ("cifar100_val_12ep", "c100_test200")}
     runs_to_optimum = {"evolution": 300, "local": 300, "predictor": 200, "reinforce": 50}
-    rival_runs = {"optuna-tpe": 40, "syne-tune-evolution": 500, "syne-tune-evolution-10": 500, "neps-bayesian": 5}
+    rival_runs = {"optuna-tpe": 40, "syne-tune-evolution": 500, "syne-tune-evolution-10": 500, "neps-bayesian": 3}
     for data, (reward, objective) in sets.items():
         for name in SEARCHERS:
             jobs[f"final/{data}/{name}"] = Job(table=path, searcher=name, reward=reward, objective=objective)

@@ -157,7 +157,7 @@ def test_a_minimised_study_is_searched_downwards() -> None:
         study.optimize(lambda trial: sum(map(int, suggest(trial, space).values())), n_trials=80)
         return study.best_value
 
-    assert best("minimize") <= 3 and best("maximize") >= 21
+    assert best("minimize") <= 3 and best("maximize") >= 20
 
 
 @pytest.mark.parametrize("name", ["evolution", "local", "predictor", "nsga2", "nsga3", "tpe", "gp"])
