@@ -205,6 +205,8 @@ def test_choices_are_ranked_by_importance_and_said_to_be_descriptive() -> None:
     assert known == sorted(known, reverse=True) and None not in told[: len(known)]
     assert len(names) == len(facts) and f"{len(facts) - 12} more choices" in html
     assert "describes the archs that were tried" in learned.in_words(facts)
+    alone = {name: one | {"options": dict(list(one["options"].items())[:1])} for name, one in facts.items()}
+    assert learned.choices(alone) == learned.choices({}) == "", "one option alone compares with nothing"
     kernel = {"k": {"importance": 0.5, "options": {"5": {"mean": 0.9, "trials": 3}, "3": {"mean": 0.8, "trials": 2}}}}
     ordered = re.findall(r'class="axis">(\d)', learned.choices(kernel, {"choices": {"k": [3, 5]}}))
     assert ordered == ["3", "5"]

@@ -33,8 +33,8 @@ def choices(learned: Any, space: Any = None) -> str:
     seen = [
         one for name, facts in q.mapping(learned).items() if (one := _seen(str(name), facts, told.get(name))).options
     ]
-    if not seen:
-        return ""
+    if all(len(one.options) < 2 for one in seen):
+        return ""  # nothing to compare
     ranked = sorted(seen, key=lambda one: (one.importance is None, -(one.importance or 0)))
     means = [mean for one in seen for _, mean, _ in one.options]
     low, high = min(means), max(means)

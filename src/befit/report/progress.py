@@ -23,7 +23,7 @@ def progress(summary: Mapping[str, Any]) -> str:
     """The best so far and the hypervolume after each trial; trials without a score are marked with their reason."""
     rows = [row for row in q.entries(summary.get("trials")) if q.number(row.get("number")) is not None]
     scored = [row for row in rows if q.number(row.get("value")) is not None]
-    if len(scored) < 2:
+    if not scored or len(rows) < 2:
         return ""
     kinds = list(dict.fromkeys(kind for row in rows if (kind := _ending(row)) is not None))
     panels = [_best_panel(summary, rows, scored, kinds), _hypervolume_panel(summary, rows)]
