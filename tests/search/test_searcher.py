@@ -3,7 +3,10 @@
 import random
 from collections import Counter
 
+import pytest
+
 from befit.arch.space import Arch, Choice, Space
+from befit.errors import Infeasible
 from befit.search.searcher import Told, View, mutants, rng_of, seed_of, tournament
 
 SPACE = Space({name: Choice(0, 1, 2) for name in "abcd"}, same=lambda arch: tuple(sorted(map(int, arch.values()))))
@@ -67,3 +70,26 @@ def test_a_tournament_is_won_by_the_best_drawn() -> None:
     wins = Counter(tournament(population, 2, random.Random(seed))["d"] for seed in range(3000))
     # The best of two draws from three with replacement: 5/9, 3/9, 1/9.
     assert [round(wins[n] / 3000 * 9) for n in (2, 1, 0)] == [5, 3, 1]
+
+
+def test_a_budget_that_hardly_any_draw_keeps_is_reached_by_its_excess() -> None:
+    """One in 8^8 archs keeps it; led by the excess, different ones near it are found."""
+    space = Space({f"c{i}": Choice(*range(8)) for i in range(8)})
+
+    def excess(arch: Arch) -> float:
+        return sum(int(value) for value in arch.values()) / 3 - 1
+
+    def view(rng: random.Random, lead: bool) -> View:
+        return View(
+            space=space,
+            told=(),
+            running=(),
+            allowed=lambda arch: excess(arch) <= 0,
+            rng=rng,
+            excess=excess if lead else None,
+        )
+
+    found = {view(random.Random(seed), True).draw() for seed in range(20)}
+    assert all(sum(map(int, arch.values())) <= 3 for arch in found) and len(found) > 10
+    with pytest.raises(Infeasible):
+        view(random.Random(0), False).draw()

@@ -60,7 +60,7 @@ def cut(run: Path, out: Path, *, budget: str, evaluations: int = 100, progress: 
         stored,
         job.data,
         allowed=pricer.allowed,
-        config=EvolveConfig(evaluations=evaluations, seed=config.seed),
+        config=EvolveConfig(evaluations=evaluations, excess=pricer.excess, seed=config.seed),
         progress=progress,
     )
     arch = found.classifier.arch

@@ -95,6 +95,8 @@ class EvolveConfig:
     """Sub-nets to judge, at least 1."""
     searcher: Searcher = field(default_factory=lambda: Evolution(population=50, sample=10))
     """Proposes them; any of befit's."""
+    excess: Callable[[Arch], float] | None = None
+    """By what share an arch breaks the budget; leads into a budget that few archs keep (see `View`)."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -146,7 +148,9 @@ def evolve(
 
     for place in progress(range(len(told), config.evaluations), "evolve"):
         rng = rng_of(config.seed, place)
-        view = View(space=supernet.blueprint.space, told=tuple(told), running=(), allowed=within, rng=rng)
+        view = View(
+            space=supernet.blueprint.space, told=tuple(told), running=(), allowed=within, excess=config.excess, rng=rng
+        )
         try:
             arch = config.searcher.propose(view)
         except Infeasible:

@@ -140,9 +140,15 @@ def shared_stage(job: SearchJob) -> dict[str, Any]:
     evolved = dict[str, Evolved]()
 
     def choose(kept: Path) -> None:
-        searched = EvolveConfig(evaluations=config.trials, seed=config.seed)
+        searched = EvolveConfig(evaluations=config.trials, excess=pricer.excess, seed=config.seed)
         evolved["found"] = evolve(
-            stored.supernet, judge, searched, allowed=pricer.allowed, folder=kept, key=key, progress=job.progress
+            stored.supernet,
+            judge,
+            searched,
+            allowed=pricer.allowed,
+            folder=kept,
+            key=key,
+            progress=job.progress,
         )
         found = evolved["found"]
         judged = [[arch.to_json(), value] for arch, value in found.judged]

@@ -84,7 +84,7 @@ def study_stage(job: SearchJob) -> list[TrialRecord]:
         inner = searcher_of(spec.searcher, spec.options)
         score = cache(lambda arch: proxy(arch, spec.fidelity, lambda *_: None).value)
         searcher = Screened(inner=inner, score=score, of=config.screen)
-        sampler = Sampler(searcher, job.blueprint.space, seed=config.seed, allowed=pricer.allowed)
+        sampler = Sampler(searcher, job.blueprint.space, seed=config.seed, allowed=pricer.allowed, excess=pricer.excess)
     records = run_study(
         spec,
         job.blueprint.space,

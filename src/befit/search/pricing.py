@@ -117,13 +117,13 @@ class Pricer:
         rng = random.Random(seed)
         space = self.blueprint.space
         drawn = [space.sample(rng) for _ in range(tries)]
-        best = min(drawn, key=self._excess)
+        best = min(drawn, key=self.excess)
         seen = set(drawn)
-        while self._excess(best) > 0:
+        while self.excess(best) > 0:
             near = [arch for arch in space.neighbours(best) if arch not in seen]
             seen.update(near)
-            step = min(near, key=self._excess, default=best)
-            if self._excess(step) >= self._excess(best):
+            step = min(near, key=self.excess, default=best)
+            if self.excess(step) >= self.excess(best):
                 raise self.infeasible(best, f"none of {len(seen):,} archs looked at keeps the budget")
             best = step
 
@@ -143,8 +143,8 @@ class Pricer:
         if (broken := self.refusal(priced)) is not None:
             raise TrialFailed(broken, reason="over-budget")
 
-    def _excess(self, arch: Arch) -> float:
-        """By what share the worst bound is broken; 0 or less if all are met."""
+    def excess(self, arch: Arch) -> float:
+        """By what share of it the worst bound is broken, as far as is known unbuilt; 0 or less if all are kept."""
         costs = self.price(arch).costs
         return max((bound.excess(costs[bound.cost]) for bound in self._bounds if bound.cost in costs), default=0.0)
 

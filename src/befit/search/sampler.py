@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from optuna.study import Study
 
 Allowed = Callable[[Arch], bool]
+Excess = Callable[[Arch], float]
+"""By what share an arch breaks the budget; see `View.excess`."""
 
 NOT_COUNTED = ("killed", "surplus")
 """Reasons for which a trial is as if it had never been: its place is taken by the next one."""
@@ -54,8 +56,9 @@ def arch_of(trial: FrozenTrial, space: Space) -> Arch | None:
 class _OfSpace(BaseSampler):
     """What both samplers share: which trials count, what they say, and choices that are proposed together."""
 
-    def __init__(self, space: Space, *, seed: int, allowed: Allowed | None) -> None:
+    def __init__(self, space: Space, *, seed: int, allowed: Allowed | None, excess: Excess | None) -> None:
         self.space = space
+        self.excess = excess
         self.seed = seed
         self._allowed: Allowed = functools.lru_cache(maxsize=100_000)(allowed or _everything)
         self._distributions = {name: CategoricalDistribution(c.options) for name, c in space.choices.items()}
@@ -104,6 +107,7 @@ class _OfSpace(BaseSampler):
             told=tuple(Told(arch=arch, value=v) for (arch, _), v in zip(ended, values, strict=True)),
             running=tuple(arch for one in running if (arch := arch_of(one, self.space))),
             allowed=allowed,
+            excess=self.excess,
             rng=rng_of(self.seed, _position(study, trial)),
         )
 
@@ -111,8 +115,9 @@ class _OfSpace(BaseSampler):
 class Sampler(_OfSpace):
     """A searcher as an Optuna sampler.
 
-    `allowed` says whether an arch keeps the budget; what it refuses is never made a trial. In a study with several objectives the
-    searcher sees their Pareto rank (`pareto.scalarised`), or only the one numbered `objective`.
+    `allowed` says whether an arch keeps the budget; what it refuses is never made a trial. `excess`, if given, leads into a
+    budget that few archs keep. In a study with several objectives the searcher sees their Pareto rank
+    (`pareto.scalarised`), or only the one numbered `objective`.
     """
 
     def __init__(
@@ -122,9 +127,10 @@ class Sampler(_OfSpace):
         *,
         seed: int = 0,
         allowed: Allowed | None = None,
+        excess: Excess | None = None,
         objective: int | None = None,
     ) -> None:
-        super().__init__(space, seed=seed, allowed=allowed)
+        super().__init__(space, seed=seed, allowed=allowed, excess=excess)
         self.searcher = searcher
         self.objective = objective
 
@@ -147,9 +153,10 @@ class Reseeded(_OfSpace):
         *,
         seed: int = 0,
         allowed: Allowed | None = None,
+        excess: Excess | None = None,
         redraws: int = 20,
     ) -> None:
-        super().__init__(space, seed=seed, allowed=allowed)
+        super().__init__(space, seed=seed, allowed=allowed, excess=excess)
         self.factory = factory
         self.redraws = redraws
 
@@ -232,6 +239,7 @@ def sampler_of(
     *,
     seed: int = 0,
     allowed: Allowed | None = None,
+    excess: Excess | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> BaseSampler:
     """A sampler by name: one of `searchers.SEARCHERS`, or Optuna's `nsga2`, `nsga3`, `tpe`, `gp`. `options` are its settings.
@@ -241,10 +249,10 @@ def sampler_of(
     if name in OPTUNA:
         factory = functools.partial(OPTUNA[name], **(options or {}))
         _try(factory, name)
-        return Reseeded(factory, space, seed=seed, allowed=allowed, redraws=3 if name == "gp" else 20)
+        return Reseeded(factory, space, seed=seed, allowed=allowed, excess=excess, redraws=3 if name == "gp" else 20)
     if name not in SEARCHERS:
         raise BefitError(f"searcher: expected one of {', '.join((*SEARCHERS, *OPTUNA))}, got {name!r}")
-    return Sampler(searcher_of(name, options), space, seed=seed, allowed=allowed)
+    return Sampler(searcher_of(name, options), space, seed=seed, allowed=allowed, excess=excess)
 
 
 def _try(factory: Callable[[int], BaseSampler], name: str) -> None:

@@ -20,6 +20,9 @@ from befit.errors import BefitError, Infeasible
 DRAWS = 10_000
 """Draws without one that is new and within the budget, after which a search gives up."""
 
+LED_AFTER, LED = 300, 30
+"""Draws after which archs are led into a budget, and how many are until a search gives up."""
+
 SMALL = 100_000
 """A space of at most so many combinations is listed instead, so that its last arch is found too."""
 
@@ -46,6 +49,8 @@ class View:
     """Whether an arch keeps the budget, as far as can be said without building it."""
     rng: random.Random
     """Fresh for this proposal, the same after a resume."""
+    excess: Callable[[Arch], float] | None = None
+    """By what share an arch breaks the budget, 0 or less if it keeps it: the way into a budget that hardly any draw keeps."""
 
     @functools.cached_property
     def keys(self) -> frozenset[Any]:
@@ -67,15 +72,21 @@ class View:
         return next((arch for arch in archs if self.new(arch)), None)
 
     def draw(self) -> Arch:
-        """A new arch, at random. Raises `Infeasible` if `DRAWS` draws find none, and there is none in a small space."""
+        """A new arch, at random. Raises `Infeasible` if `DRAWS` draws find none, and there is none in a small space.
+
+        Where the budget's `excess` is known, a few hundred draws are enough: then archs are led into it, change by change.
+        """
         small = math.prod(len(choice.options) for choice in self.space.choices.values()) <= SMALL
-        draws = DRAWS // 100 if small else DRAWS
+        draws = DRAWS // 100 if small else DRAWS if self.excess is None else LED_AFTER
         found = self.first(self.space.sample(self.rng) for _ in range(draws))
+        if found is None and not small and self.excess is not None:
+            led = (self._led(self.excess) for _ in range(LED))
+            found = self.first(arch for arch in led if arch is not None)
         if found is None and small:
             left = [arch for arch in self.space.enumerate() if self.new(arch)]
             found = self.rng.choice(left) if left else None
         if found is None:
-            looked = "the whole space" if small else f"{DRAWS:,} draws from the space"
+            looked = "the whole space" if small else f"{draws:,} draws from the space"
             raise Infeasible(
                 f"{looked} brought no arch that is within the budget and was not tried before "
                 f"({len(self.told)} trials have ended); loosen the budget, widen the space or ask for fewer trials",
@@ -83,6 +94,19 @@ class View:
                 nearest={},
             )
         return found
+
+    def _led(self, excess: Callable[[Arch], float]) -> Arch | None:
+        """From a draw by the best single changes into the budget, and from there a random walk inside it."""
+        arch = self.space.sample(self.rng)
+        while (over := excess(arch)) > 0:
+            nearest = min(self.space.neighbours(arch), key=excess, default=arch)
+            if excess(nearest) >= over:
+                return None
+            arch = nearest
+        for _ in range(2 * len(self.space.choices)):
+            other = self.space.mutate(arch, self.rng)
+            arch = other if self.allowed(other) else arch
+        return arch
 
 
 class Searcher(Protocol):

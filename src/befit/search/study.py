@@ -78,7 +78,8 @@ def open_study(
 
     if sampler is None:
         allowed = None if pricer is None else pricer.allowed
-        sampler = sampler_of(spec.searcher, space, seed=spec.seed, allowed=allowed, options=spec.options)
+        excess = None if pricer is None or pricer.budget is None else pricer.excess
+        sampler = sampler_of(spec.searcher, space, seed=spec.seed, allowed=allowed, excess=excess, options=spec.options)
     with quiet_optuna(), opened(spec.storage) as storage:
         study = optuna.create_study(
             storage=storage,
