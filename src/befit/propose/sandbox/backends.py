@@ -1,0 +1,99 @@
+"""The command that starts the fork server: by itself, inside bubblewrap, or inside a container.
+
+With `bwrap` and `docker` the mechanisms of `confine` are tried inside too, and used where the outer wall leaves them.
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from befit.errors import BefitError
+from befit.propose.sandbox import confine
+from befit.propose.sandbox.limits import MIB
+
+SERVER = ("-P", "-m", "befit.propose.sandbox.forkserver")
+KEPT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
+"""All that candidates see of the environment; keys and tokens have other names."""
+
+SET = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONDONTWRITEBYTECODE": "1",
+}
+
+
+class NoSandbox(BefitError):
+    """A sandbox that was asked for and is not there."""
+
+
+def environment(folder: Path, *, gpu: bool) -> dict[str, str]:
+    """What the server and its candidates see: an allow-list, not a list of secrets to hide."""
+    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES") if gpu else ""
+    cuda = {} if shown is None else {"CUDA_VISIBLE_DEVICES": shown}
+    return {**kept, **SET, **cuda, "HOME": str(folder), "TMPDIR": str(folder)}
+
+
+def command(backend: str, folder: Path, variables: Mapping[str, str], *, gpu: bool) -> list[str]:
+    """argv of the fork server.
+
+    Args:
+        backend: "native", "none", "bwrap", or "docker:IMAGE" (an image that has befit's requirements).
+        folder: Where candidates live; the only thing that is shared writable.
+        variables: The environment inside.
+        gpu: Whether NVIDIA's devices are let in.
+
+    Raises:
+        NoSandbox: The program is not installed, or there is no such backend.
+    """
+    kind, _, image = backend.partition(":")
+    if backend in ("native", "none"):
+        return [sys.executable, *SERVER]
+    if backend == "bwrap":
+        return _bwrap(folder, variables, gpu)
+    if kind == "docker" and image:
+        return _docker(folder, image, gpu)
+    raise NoSandbox(f"sandbox {backend!r}: expected native, bwrap, docker:IMAGE or none")
+
+
+def mechanisms(backend: str) -> Sequence[str]:
+    """The mechanisms of `confine` to try inside."""
+    return () if backend == "none" else confine.MECHANISMS
+
+
+def _bwrap(folder: Path, variables: Mapping[str, str], gpu: bool) -> list[str]:
+    program = shutil.which("bwrap")
+    if program is None:
+        raise NoSandbox(
+            "there is no bwrap here: install bubblewrap (Debian: apt-get install bubblewrap), or leave --sandbox out"
+        )
+    argv = [program, "--die-with-parent", "--unshare-all", "--new-session", "--clearenv"]
+    for name, value in variables.items():
+        argv += ["--setenv", name, value]
+    argv += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
+    for path in confine.readable(gpu=gpu):
+        if not path.startswith(("/proc", "/dev")):
+            argv += ["--ro-bind-try", path, path]
+    for path in confine.devices(gpu=gpu)[1:]:
+        argv += ["--dev-bind", path, path]
+    return [*argv, "--bind", str(folder), str(folder), "--chdir", str(folder), sys.executable, *SERVER]
+
+
+def _docker(folder: Path, image: str, gpu: bool) -> list[str]:
+    import befit
+
+    program = shutil.which("docker")
+    if program is None:
+        raise NoSandbox("there is no docker here: install it, or leave --sandbox out")
+    package = str(Path(befit.__file__).parent)
+    argv = [program, "run", "--rm", "--interactive", "--network", "none", "--read-only", "--cap-drop", "ALL"]
+    argv += ["--security-opt", "no-new-privileges", "--pids-limit", "512", "--memory", f"{16 * 1024 * MIB}"]
+    argv += ["--user", f"{os.getuid()}:{os.getgid()}", "--workdir", str(folder)]
+    argv += ["--volume", f"{folder}:{folder}", "--volume", f"{package}:/befit/befit:ro"]
+    for name, value in ({**SET, "HOME": str(folder), "TMPDIR": str(folder), "PYTHONPATH": "/befit"}).items():
+        argv += ["--env", f"{name}={value}"]
+    return [*argv, *(["--gpus", "all"] if gpu else []), image, "python", *SERVER]

@@ -1,0 +1,132 @@
+"""What befit does with a candidate's source inside the sandbox: build it, train it, or just run it.
+
+A task is a module-level function (source, arguments, folder) -> plain dictionary. Names are LEMUR's:
+`Net(in_shape, out_shape, prm, device)`, with `in_shape` = (N, channels, height, width) and `out_shape` = (classes,).
+"""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from befit.errors import TrialFailed
+from befit.propose.sandbox.answers import ARRAYS
+from befit.propose.sandbox.candidate import SOURCE_NAME
+
+TINY = """
+from torch import nn
+class Net(nn.Module):
+    def __init__(self, in_shape, out_shape, prm, device):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(in_shape[1], 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.1),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, out_shape[0]))
+    def forward(self, x):
+        return self.body(x)
+"""
+"""A network of the contract, to warm up with."""
+
+
+def run(source: str, arguments: Mapping[str, Any] | None = None) -> ModuleType:
+    """Run the source as a module named `candidate`, which finds `arguments` by that name."""
+    module = ModuleType("candidate")
+    module.__dict__["arguments"] = dict(arguments or {})
+    sys.modules["candidate"] = module  # where dataclasses and pickle look for the module of a class
+    exec(compile(source, SOURCE_NAME, "exec", dont_inherit=True), module.__dict__)
+    return module
+
+
+def execute(source: str, arguments: Mapping[str, Any], _folder: Path) -> Mapping[str, Any]:
+    """Run the source; its answer is the dictionary that it calls `answer`."""
+    return vars(run(source, arguments)).get("answer", {})
+
+
+def _network(source: str, arguments: Mapping[str, Any], device: str) -> Any:
+    import torch
+
+    module = run(source)
+    if "Net" not in vars(module):
+        raise TrialFailed("there is no class Net", reason="invalid")
+    shapes = tuple(arguments["in_shape"]), tuple(arguments["out_shape"])
+    with torch.device(device):
+        return module.Net(*shapes, dict(arguments["prm"]), torch.device(device))
+
+
+def build(source: str, arguments: Mapping[str, Any], _folder: Path) -> Mapping[str, Any]:
+    """Build, run forward and backward on the meta device: no data, no memory, exact counts.
+
+    Args:
+        source: Defines `Net`.
+        arguments: in_shape (N, channels, height, width), out_shape (classes,), prm (hyperparameters).
+
+    Returns:
+        params, and flops of one image forward (2 for a multiply-add, as torch counts).
+
+    Raises:
+        TrialFailed: The output has another shape than (N, classes), or nothing to train is in it (reason "invalid").
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    network = _network(source, arguments, "meta")
+    images = torch.empty(tuple(arguments["in_shape"]), device="meta")
+    with FlopCounterMode(display=False) as counter:
+        logits = network.train()(images)
+    wanted = (images.shape[0], arguments["out_shape"][0])
+    if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != wanted:
+        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise TrialFailed(f"the output is {found}, expected a tensor of shape {wanted}", reason="invalid")
+    if not logits.requires_grad:
+        raise TrialFailed("no parameter has a part in the output, so there is nothing to train", reason="invalid")
+    logits.sum().backward()
+    params = sum(one.numel() for one in network.parameters())
+    return {"params": params, "flops": counter.get_total_flops() // images.shape[0]}
+
+
+def train(source: str, arguments: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    """Train on what was given and leave predictions; labels to judge them by are not here.
+
+    Reads train_images.npy (N, C, H, W) float32, train_labels.npy (N) int64 and test_images.npy; leaves `logits` (N, classes)
+    float32.
+
+    Args:
+        source: Defines `Net`.
+        arguments: in_shape, out_shape, prm (lr and momentum are used), epochs, batch, seed, device.
+        folder: The candidate's own.
+
+    Returns:
+        loss of the last step, a remark that no score is made of.
+    """
+    import numpy as np
+    import torch
+    from safetensors.torch import save_file
+    from torch.nn.functional import cross_entropy
+
+    torch.manual_seed(arguments["seed"])
+    device, prm = arguments["device"], arguments["prm"]
+    images, labels, unseen = (
+        torch.from_numpy(np.load(folder / f"{name}.npy", allow_pickle=False)).to(device)
+        for name in ("train_images", "train_labels", "test_images")
+    )
+    network = _network(source, arguments, device).to(device).train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=prm.get("lr", 0.1), momentum=prm.get("momentum", 0.9))
+    loss = torch.zeros(())
+    for _ in range(arguments["epochs"]):
+        for chosen in torch.randperm(len(images), device=device).split(arguments["batch"]):
+            loss = cross_entropy(network(images[chosen]), labels[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    with torch.no_grad():
+        logits = torch.cat([network.eval()(part) for part in unseen.split(arguments["batch"])])
+    save_file({"logits": logits.float().cpu().contiguous()}, folder / ARRAYS)
+    return {"loss": float(loss)} if loss.isfinite() else {}
+
+
+def warm() -> None:
+    """Import torch and use once what is imported when it is first used (2 to 5 seconds that no candidate pays again)."""
+    import torch
+
+    torch.set_num_threads(1)
+    build(TINY, {"in_shape": (2, 3, 8, 8), "out_shape": (10,), "prm": {}}, Path())
