@@ -14,7 +14,7 @@ help: ## list what can be made
 demo: $(VENV)/installed ## fit the embedded parent to a budget: a table here, the report in runs/demo/report.html
 	$(VENV)/bin/befit puzzle --budget "$(BUDGET)" --baselines --out $(RUN)
 
-test: $(VENV)/installed ## run all tests (some look at the report in Chromium: apt-get install chromium)
+test: $(VENV)/installed ## run all tests (some need Chromium and PostgreSQL: apt-get install chromium postgresql)
 	$(VENV)/bin/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: $(VENV)/installed ## formatting, lint and types: what pre-commit runs
