@@ -97,6 +97,18 @@ def test_the_page_of_a_search_is_found_by_its_kind() -> None:
     assert "Finalists" in page.render(sample()) and "Finalists" not in page.render({"kind": "elastic"})
 
 
+def test_stages_of_one_name_are_one_line() -> None:
+    rows = re.findall(r"<tr.*?</tr>", render(sample()).partition("What the run did")[2])
+    assert [re.findall(r'scope="row">([^<]+)', row)[0] for row in rows] == [
+        "price",
+        "search",
+        "train",
+        "test",
+        "this run",
+    ]
+    assert "3 networks" in rows[2] and "46" in rows[2] and "networks" not in rows[1] and "reused" in rows[0]
+
+
 def test_nothing_is_loaded_from_anywhere() -> None:
     html = render(sample())
     elements = Page(html).elements
@@ -349,7 +361,7 @@ def test_a_phone_shows_all_of_it(kind: str, tmp_path: Path) -> None:
     page = probed(html, PROBE, tmp_path / "phone.html")
     seen = visit(page, tmp_path, "--window-size=500,900", "--blink-settings=preferredColorScheme=0")
     assert seen.console == [] and seen.probe["cut"] == [] and seen.probe["touching"] == 0
-    assert seen.probe["letters"] >= 9, "the cell's letters can be read"
+    assert seen.probe["letters"] >= 11, "the cell's letters can be read"
     assert "none" not in seen.probe["remarks"], "what is over the budget is said on a phone too"
     assert seen.probe["width"][0] <= seen.probe["width"][1], "the page itself must not scroll sideways"
 

@@ -108,8 +108,20 @@ def _sections(summary: Mapping[str, Any]) -> list[str]:
             trials.transfer(summary.get("transfer")),
             escape(trials.transfer_in_words(summary.get("transfer"))),
         ),
-        frame.section("What the run did", tables.stages(summary.get("stages")), ""),
+        frame.section("What the run did", tables.stages(_merged(summary.get("stages"))), ""),
         frame.section("Predict and export", _using(summary) if best else "", ""),
+    ]
+
+
+def _merged(stages: Any) -> list[dict[str, Any]]:
+    """Stages of one name as one: a network each."""
+    groups = dict[tuple[str, bool], list[float]]()
+    for entry in q.entries(stages):
+        key = str(entry.get("name", "")), entry.get("reused") is True
+        groups.setdefault(key, []).append(q.number(entry.get("seconds")) or 0.0)
+    return [
+        {"name": name, "seconds": sum(spent), "reused": reused, "note": f"{len(spent)} networks" * (len(spent) > 1)}
+        for (name, reused), spent in groups.items()
     ]
 
 
