@@ -129,7 +129,10 @@ def test_mixed_sizes_need_a_size_and_then_are_cropped_in_the_middle(photos: Path
     wide.save(photos / "red" / "wide.png")
     with pytest.raises(BadData, match=r"2 different sizes .*8x8, 80x40; pass size=8"):
         load_images(str(photos))
+    usual = load_images(str(photos), mixed=16)
+    assert any("differ in size" in note for note in usual.notes)
     data = load_images(str(photos), size=16)
+    assert torch.equal(usual.train.images, data.train.images)
     images, labels = everything(data)
     assert images.shape == (21, 3, 16, 16)
     # The blue edges of the wide image are cut away: what is left is as red as the others, but for the seam.

@@ -83,7 +83,7 @@ class SearchConfig:
     then: str | None = None
     """A second dataset, on which the finalists and some more are trained too: does what was found transfer?"""
     size: int | None = None
-    """Pixels to which images are scaled and cropped when they are read; needed where their sizes differ."""
+    """Pixels to which images are scaled and cropped when they are read; none leaves them, or takes 224 where sizes differ."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train, and to measure."""
     engine: Literal["torch", "onnx"] = "torch"

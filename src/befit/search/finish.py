@@ -19,7 +19,7 @@ from befit.budget import Budget, human, word_of
 from befit.errors import Infeasible, TrialFailed
 from befit.rundir import digest, read_config, read_json, read_tensors, write_json, write_tensors
 from befit.search.config import SearchConfig
-from befit.search.job import SearchJob, smaller
+from befit.search.job import SearchJob, images_for, smaller
 from befit.search.pricing import LATENCY, Priced
 from befit.search.trial import TrialRecord
 from befit.vision.checkpoint import Facts, save_classifier
@@ -180,7 +180,7 @@ def transfer(job: SearchJob, records: Sequence[TrialRecord], finalists: Sequence
     scored = sorted((one for one in records if one.value is not None), key=lambda one: -(one.value or 0.0))
     archs = _spread([job.blueprint.space.arch(one.arch or {}) for one in scored], [one.arch for one in finalists])
     here = {job.blueprint.space.arch(one.arch or {}): one.value for one in scored}
-    there = load_images(job.config.then, seed=job.config.seed, size=job.config.size)
+    there = images_for(replace(job.config, data=job.config.then))
     seen = smaller(there, job.config)
     rows = list[dict[str, Any]]()
     for arch in job.progress(archs, "transfer"):
@@ -223,7 +223,7 @@ def images_of(folder: Path, data: str | None, size: int | None) -> Images | None
     if told.get("verb") != "search":
         return None
     config = SearchConfig.from_json(told)
-    return load_images(config.data, seed=config.seed, size=config.size)
+    return images_for(config)
 
 
 def digest_of(module: nn.Module) -> str:

@@ -36,6 +36,9 @@ FITTED = "latency.json"
 LOOK = Effort(seconds=0.3)
 """For one measurement of one network."""
 
+PHOTO = 224
+"""Pixels of each side where images differ in size and none is given: what image networks are usually made for."""
+
 REDONE = ("out", "top", "then", "trials", "workers", "ray", "final", "tune")
 """Settings that may change in an existing run directory: what depends on them is kept under a key of its own."""
 
@@ -90,7 +93,7 @@ class SearchJob:
         budget = None if config.budget is None else Budget.parse(config.budget)
         if budget is not None and any(bound.relative for bound in budget.bounds):
             raise BadBudget(f"budget: {budget} is relative, but a search has no parent; give absolute bounds")
-        images = data or load_images(config.data, seed=config.seed, size=config.size)
+        images = data or images_for(config)
         blueprint, options = space_of(config, images, build)
         run = enter()
         device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
@@ -181,6 +184,11 @@ class SearchJob:
             for _ in range(3)
         ]
         return statistics.median(looks)
+
+
+def images_for(config: SearchConfig) -> Images:
+    """The images that a configuration names; photographs of different sizes become squares of the usual side."""
+    return load_images(config.data, seed=config.seed, size=config.size, mixed=PHOTO)
 
 
 def space_of(

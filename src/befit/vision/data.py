@@ -24,7 +24,7 @@ from torch import Tensor
 from befit.arch.task import ImageTask
 from befit.errors import BadData
 from befit.vision.arrays import from_memory, read_loader
-from befit.vision.pixels import decode_all
+from befit.vision.pixels import decode_all, differ
 from befit.vision.sources import Found, Labelled, find
 
 TEST_SHARE = 0.2
@@ -152,16 +152,26 @@ class Images:
 
 
 def load_images(
-    source: str | None = None, *, validation: float = 0.2, seed: int = 0, size: int | None = None
+    source: str | None = None,
+    *,
+    validation: float = 0.2,
+    seed: int = 0,
+    size: int | None = None,
+    mixed: int | None = None,
 ) -> Images:
     """Images from the embedded digits (None or "digits"), a folder, a parquet file or a data set of the hub.
 
-    `size`: pixels of each side, to which images are scaled and cropped; needed where they differ in size. `validation`: the
-    share of training images held out, drawn by `seed`, where the source has no validation split. Raises `BadData`.
+    `size`: pixels of each side, to which images are scaled and cropped; where they differ in size one is needed, `mixed` if it is
+    given. `validation`: the share of training images held out, drawn by `seed`, where the source has no validation split. Raises `BadData`.
     """
     if size is not None and size < 1:
         raise BadData(f"data: size must be at least 1 pixel, got {size}")
     found = find(source)
+    encoded = [one for part in found.parts.values() if not isinstance(part.images, Tensor) for one in part.images]
+    if size is None and mixed is not None and differ(encoded):
+        size = mixed
+        told = f"the images of {found.source} differ in size and were scaled and cropped to {size} x {size} pixels"
+        found = replace(found, notes=(*found.notes, told))
     parts = {name: _decoded(part, found, name, size) for name, part in found.parts.items()}
     images = _arranged(parts, found.classes, found.source, validation, seed, found.notes)
     return images if size is None else images.resized(size)

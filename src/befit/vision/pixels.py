@@ -89,6 +89,20 @@ def decode_all(found: Sequence[Encoded], source: str, size: int | None) -> Tenso
     return torch.cat([block.expand(-1, 3, -1, -1) if colour else block for block in blocks])
 
 
+def differ(found: Sequence[Encoded]) -> bool:
+    """Whether images have several sizes, by their headers; what cannot be read is left for `decode_all` to tell."""
+    sizes = set[tuple[int, int]]()
+    for one in found:
+        try:
+            with Image.open(io.BytesIO(one.content) if isinstance(one.content, bytes) else one.content) as image:
+                sizes.add(image.size)
+        except UNREADABLE:
+            continue
+        if len(sizes) > 1:
+            return True
+    return False
+
+
 def to_tensor(picture: Image.Image) -> Tensor:
     """uint8 (C, H, W) of an image of mode L or RGB."""
     return _joined([np.array(picture)])[0]
