@@ -224,3 +224,31 @@ def test_the_command_line_predicts(run: Path, tmp_path: Path, capsys: pytest.Cap
     assert len(lines) == 2 and all(re.fullmatch(r".*\.png(\t\d\t0\.\d{4}){2}", line) for line in lines)
     assert main(["predict", str(tmp_path), str(tmp_path)]) == 2
     assert "holds no network that befit search made" in capsys.readouterr().err
+
+
+def test_latencies_measured_elsewhere_price_a_search_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "device" / "latency.json"
+    assert main(["measure", "--space", "cell", "--out", str(table.parent)]) == 0
+    assert "others" in capsys.readouterr().out
+    told = json.loads(table.read_text())
+    told["rates"] = {name: 10 * rate for name, rate in told["rates"].items()}  # a device ten times as slow
+    slow = tmp_path / "slow.json"
+    slow.write_text(json.dumps(told))
+    brief = TrainConfig(epochs=1)
+    config = SearchConfig(
+        out=tmp_path / "run",
+        latency_table=slow,
+        budget="latency=10ms",
+        searcher="random",
+        trials=2,
+        top=1,
+        share=0.2,
+        train=brief,
+        final=brief,
+        workers=0,
+    )
+    summary = search(config)
+    for row in summary["trials"]:
+        assert row["predicted"]["latency_ms"] <= 10 and not row["measured"]
+    assert any("measured elsewhere" in note for note in summary["notes"])
+    assert main(["measure", "--space", "tests.search.nets:Net", "--out", str(tmp_path / "own")]) == 2

@@ -39,6 +39,27 @@ def run_search(config: "SearchConfig") -> None:
     show_lines(lines(summary))
 
 
+def measure_space(arguments: Sequence[str]) -> None:
+    """Measure random networks of a space on this device; the table that a search elsewhere takes as --latency-table."""
+    from befit.progress import Bars
+    from befit.rundir import read_json
+    from befit.search.config import SearchConfig
+    from befit.search.pipeline import measure_only
+
+    config = tyro.cli(SearchConfig, args=arguments, prog="befit measure")
+    with Bars() as progress:
+        file = measure_only(config, progress=progress, say=say)
+    told = read_json(file)
+    errors = sorted(abs(one["predicted_ms"] / one["measured_ms"] - 1) for one in told["held_out"])
+    show_lines(
+        [
+            f"{told['fitted']} networks of {told['blueprint']} fitted on {told['machine']} ({told['target']['engine']})",
+            f"off by {errors[len(errors) // 2]:.0%} at the median and {errors[-1]:.0%} at worst on {len(errors)} others",
+            f"table   {file}",
+        ]
+    )
+
+
 def predict_verb(arguments: Sequence[str]) -> None:
     """Say what is in pictures, by the network that a search left."""
 

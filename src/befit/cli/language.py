@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from befit.cli.images import measure_space
 from befit.cli.shown import quiet, show_lines, show_rows
 from befit.errors import BadTable, RunConflict
 
@@ -66,7 +67,10 @@ def solve_verb(arguments: Sequence[str]) -> None:
 
 
 def measure_verb(arguments: Sequence[str]) -> None:
-    """Measure the cost table of a parent on this device; kept in the run directory, shown as a table."""
+    """Measure the cost table of a parent on this device; or, with --space, the latency model of a space of image networks."""
+    if any(word.split("=")[0] == "--space" for word in arguments):
+        measure_space(arguments)
+        return
     from befit.puzzle.config import PuzzleConfig
 
     config = tyro.cli(PuzzleConfig, args=arguments, prog="befit measure")

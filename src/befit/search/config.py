@@ -91,7 +91,7 @@ class SearchConfig:
     threads: int = 1
     """Of a CPU, when latency is measured, and of each worker."""
     latency_table: Path | None = None
-    """Latencies of another device, as `befit measure --space` wrote them there; none measures here."""
+    """Latencies of another device, as `befit measure --space cell` wrote them there; none measures here."""
     storage: str | None = None
     """Database of the study, such as postgresql://…, to share it between machines; none is a file in the run."""
     study: str = "search"

@@ -16,21 +16,22 @@ from typing import Any
 from torch import nn
 
 from befit.arch.space import Arch
+from befit.cost.image_latency import LatencyModel
 from befit.errors import BadData, TrialFailed
 from befit.progress import Progress, silent
-from befit.rundir import read_json
+from befit.rundir import digest, read_json, write_json
 from befit.search.config import SAMPLED, SearchConfig, parse_options
 from befit.search.estimate import Proxy, Training
 from befit.search.finish import choose, open_test, train_finalists, transfer, write_best
 from befit.search.halving import Halving
-from befit.search.job import SearchJob
+from befit.search.job import FITTED, SearchJob
 from befit.search.pool import Crew
 from befit.search.pricing import LATENCY, Pricer
 from befit.search.sampler import Sampler
 from befit.search.screen import Screened
 from befit.search.searchers import searcher_of
-from befit.search.spec import StudySpec
-from befit.search.study import run_study
+from befit.search.spec import StudySpec, facts
+from befit.search.study import read_study, run_study
 from befit.search.summary import Findings, record
 from befit.search.trial import Fidelity, TrialRecord, front
 from befit.vision.data import Images
@@ -85,15 +86,22 @@ def study_stage(job: SearchJob) -> list[TrialRecord]:
         score = cache(lambda arch: proxy(arch, spec.fidelity, lambda *_: None).value)
         searcher = Screened(inner=inner, score=score, of=config.screen)
         sampler = Sampler(searcher, job.blueprint.space, seed=config.seed, allowed=pricer.allowed, excess=pricer.excess)
-    records = run_study(
-        spec,
-        job.blueprint.space,
-        evaluate,
-        pricer=pricer,
-        crew=crew_of(job),
-        sampler=sampler,
-        progress=job.progress,
-    )
+
+    def make(folder: Path) -> None:
+        del folder  # the study has a storage of its own
+        run_study(
+            spec,
+            job.blueprint.space,
+            evaluate,
+            pricer=pricer,
+            crew=crew_of(job),
+            sampler=sampler,
+            progress=job.progress,
+        )
+
+    told = [job.key, facts(spec, job.blueprint.space, pricer), repr(config.train), config.screen, config.proxy]
+    job.run.stage("study", digest("study", told, config.trials, spec.storage, spec.name), make)
+    records = read_study(spec.storage, spec.name)
     if not any(one.value is not None for one in records):
         reasons = "; ".join(sorted({f"{one.reason}: {one.message}" for one in records if one.reason})[:3])
         raise TrialFailed(f"none of {len(records)} trials was scored ({reasons})", reason="crash")
@@ -125,6 +133,20 @@ def finalists_of(job: SearchJob, records: Sequence[TrialRecord]) -> list[Arch]:
             arch = space.arch(one.arch)
             found.setdefault(space.key(arch), arch)
     return list(found.values())[: job.config.top]
+
+
+def measure_only(
+    config: SearchConfig, *, progress: Progress = silent, say: Callable[[str], None] = warnings.warn
+) -> Path:
+    """Fit the latency model of a space on this device and nothing else; the file that `latency_table` reads elsewhere."""
+    job = SearchJob.open(replace(config, objectives="accuracy, latency", latency_table=None), progress, say)
+    if not isinstance(job.latency, LatencyModel):
+        raise BadData(
+            f"measure: nothing predicts the latency of {config.space}; its networks are measured as they are tried"
+        )
+    file = job.run.folder / FITTED
+    write_json(file, job.latency.to_json())
+    return file
 
 
 def conclude(
