@@ -177,7 +177,7 @@ class Watch:
         spent, status = self._reap(alive)
         fault = fault or self._read()
         os.close(self.printed)
-        if fault is None and status == -signal.SIGKILL and spent >= 0.95 * self.limits.cpu_seconds:
+        if fault is None and status in (-signal.SIGKILL, -signal.SIGXCPU) and spent >= 0.95 * self.limits.cpu_seconds:
             fault = "timeout", f"used its {self.limits.cpu_seconds} CPU seconds"
         reason, message = fault or (None, "")
         return End(
