@@ -3,6 +3,7 @@
     BefitError
     ├── BadBudget          a budget or workload text that cannot be read          (also ValueError)
     ├── BadData            training or evaluation text that cannot be used        (also ValueError)
+    ├── BadProposal        proposed source text that is no network                (also ValueError)
     ├── BadTable           a solver table that does not have the documented form  (also ValueError)
     ├── DiskFull           no room for a file that had to be written; what was there is intact
     ├── IllegalArch        an architecture outside its space                      (also ValueError)
@@ -27,6 +28,17 @@ class BadBudget(BefitError, ValueError):
 
 class BadData(BefitError, ValueError):
     """Text that cannot be used: not text or JSONL, too short, missing field."""
+
+
+class BadProposal(BefitError, ValueError):
+    """Source text that was proposed as a network and is none; `reason` is a short code that is counted."""
+
+    def __init__(self, message: str, *, reason: str = "contract") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _bad_proposal, (str(self), self.reason)
 
 
 class BadTable(BefitError, ValueError):
@@ -55,8 +67,8 @@ class TrialFailed(BefitError):
         return _trial_failed, (str(self), self.reason)
 
 
-REASONS = ("over-budget", "invalid", "nan", "out-of-memory", "timeout", "crash", "killed", "surplus")
-"""Why a trial has no score, as reports count them."""
+REASONS = ("over-budget", "invalid", "nan", "out-of-memory", "timeout", "crash", "killed", "surplus", "output")
+"""Why a trial has no score, as reports count them; "output": it printed, or left, what is no answer."""
 
 
 class UnsupportedModel(BefitError):
@@ -81,6 +93,10 @@ class Infeasible(BefitError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return _infeasible, (str(self), self.binding, self.nearest)
+
+
+def _bad_proposal(message: str, reason: str) -> BadProposal:
+    return BadProposal(message, reason=reason)
 
 
 def _trial_failed(message: str, reason: str) -> TrialFailed:

@@ -50,7 +50,7 @@ def test_build_counts_as_torch_does(sandbox: Sandbox) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("nn.Linear(4,", "nn.Linear(5,"), "line 11: RuntimeError: .*"),
+        (("nn.Linear(4,", "nn.Linear(5,"), "line 10: RuntimeError: .*"),
         (("out_shape[0]", "7"), r"the output is \(2, 7\), expected a tensor of shape \(2, 10\)"),
         (("return self.body(x)", "return [self.body(x)]"), "the output is list"),
         (("return self.body(x)", "return self.body(x).detach()"), "nothing to train"),

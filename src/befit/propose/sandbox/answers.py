@@ -55,13 +55,16 @@ def read_plain(path: Path, most: int) -> bytes:
         place = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise TrialFailed(f"left no readable {path.name}: {error.strerror}", reason="output") from error
-    with os.fdopen(place, "rb") as file:
+    try:
         found = os.fstat(place)
         if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
             raise TrialFailed(f"left a {path.name} that is not a plain file", reason="output")
         if found.st_size > most:
             raise TrialFailed(f"left a {path.name} of {found.st_size} bytes, at most {most} are read", reason="output")
-        return file.read(most)
+        with open(place, "rb", closefd=False) as file:
+            return file.read(most)
+    finally:
+        os.close(place)
 
 
 def _no_constant(word: str) -> None:

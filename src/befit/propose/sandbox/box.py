@@ -187,11 +187,8 @@ class Sandbox:
             {"folder": str(self._folder), "mechanisms": mechanisms, "warm": self.warm}, time.monotonic() + START_SECONDS
         )
         if "plan" not in told:
-            said = (self._folder / "server.log").read_text(errors="replace")[-2000:]
             self._stop()
-            raise NoSandbox(
-                f"the sandbox {self.backend} does not start ({told['message']}). It said: {said or 'nothing'}"
-            )
+            raise NoSandbox(f"the sandbox {self.backend} does not start: {told['message']}")
         self.plan, self.threads = Plan(**told["plan"]), told["threads"]
 
     def _ask(self, request: Mapping[str, Any], limits: Limits) -> dict[str, Any]:

@@ -23,8 +23,6 @@ SCORE = "score"
 NAMES = (*HOSTILE, SCORE)
 """Protections, by the names that can be required."""
 
-KEY = "BEFIT_PROBE_API_KEY"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
@@ -49,12 +47,13 @@ class Finding:
 @contextmanager
 def own_key() -> Iterator[str]:
     """A key in befit's own environment, as a user's would be."""
-    value = f"KEY-{secrets.token_hex(8)}"
-    os.environ[KEY] = value
+    value = secrets.token_hex(8)
+    name = f"BEFIT_PROBE_{value}_API_KEY"
+    os.environ[name] = f"KEY-{value}"
     try:
-        yield value
+        yield f"KEY-{value}"
     finally:
-        del os.environ[KEY]
+        del os.environ[name]
 
 
 @contextmanager

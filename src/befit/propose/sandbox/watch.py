@@ -177,7 +177,8 @@ class Watch:
         spent, status = self._reap(alive)
         fault = fault or self._read()
         os.close(self.printed)
-        if fault is None and status in (-signal.SIGKILL, -signal.SIGXCPU) and spent >= 0.95 * self.limits.cpu_seconds:
+        out_of_cpu = spent > self.limits.cpu_seconds - 0.3  # the kernel looks at every tick
+        if fault is None and out_of_cpu and status in (-signal.SIGKILL, -signal.SIGXCPU):
             fault = "timeout", f"used its {self.limits.cpu_seconds} CPU seconds"
         reason, message = fault or (None, "")
         return End(
