@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from befit.cli.shown import quiet, say, show_lines, show_rows
+from befit.cli.shown import find_own_modules, quiet, say, show_lines, show_rows
 
 if TYPE_CHECKING:
     from befit.search.config import SearchConfig
@@ -27,6 +27,7 @@ def run_search(config: "SearchConfig") -> None:
     from befit.search.config import SAMPLED
     from befit.search.summary import lines, table_rows
 
+    find_own_modules()
     if config.budget is not None:
         Budget.parse(config.budget)  # the cheapest mistake to find, before any image is read
     if config.searcher in SAMPLED:
@@ -47,6 +48,7 @@ def measure_space(arguments: Sequence[str]) -> None:
     from befit.search.pipeline import measure_only
 
     config = tyro.cli(SearchConfig, args=arguments, prog="befit measure")
+    find_own_modules()
     with Bars() as progress:
         file = measure_only(config, progress=progress, say=say)
     told = read_json(file)
@@ -73,6 +75,7 @@ def predict_verb(arguments: Sequence[str]) -> None:
         """
         from befit.vision.checkpoint import load_classifier
 
+        find_own_modules()
         classifier = load_classifier(folder)
         for image in images:
             found = classifier.predict(image)
@@ -111,6 +114,7 @@ def export_verb(arguments: Sequence[str]) -> None:
         from befit.search.finish import images_of
 
         quiet()
+        find_own_modules()
         images = images_of(folder, data, size)
         made = export_onnx(folder, out or folder / "model.onnx", data=images, int8=int8)
         told = [f"file    {made.path} ({human('weight_bytes', made.size_bytes)})"]
@@ -129,6 +133,7 @@ def cut_search(run: Path, out: Path | None, budget: str) -> list[str]:
     from befit.oneshot.cut import cut
     from befit.progress import Bars
 
+    find_own_modules()
     words = re.sub(r"[^\w.%]+", "-", budget).strip("-")
     with Bars() as progress:
         return cut(run, out or run / "cuts" / words, budget=budget, progress=progress).lines()

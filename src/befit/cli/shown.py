@@ -1,6 +1,8 @@
 """How results and tables look in a terminal or a file."""
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -29,6 +31,13 @@ def quiet() -> None:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+
+
+def find_own_modules() -> None:
+    """Let "module:Class" name a file of the current folder, as `python -m` would."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
 
 
 def say(text: str) -> None:

@@ -204,7 +204,7 @@ def space_of(
         options = {"channels": 8, "cells": 1}
     if not options and config.space == "mobile":
         options = options_for(data.task)
-    return blueprint_of(config.space, options), options
+    return blueprint_of(config.space, options, where="space"), options
 
 
 def smaller(data: Images, config: SearchConfig) -> Images:
