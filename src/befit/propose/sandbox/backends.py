@@ -84,16 +84,13 @@ def _bwrap(folder: Path, variables: Mapping[str, str], gpu: bool) -> list[str]:
 
 
 def _docker(folder: Path, image: str, gpu: bool) -> list[str]:
-    import befit
-
     program = shutil.which("docker")
     if program is None:
         raise NoSandbox("there is no docker here: install it, or leave --sandbox out")
-    package = str(Path(befit.__file__).parent)
     argv = [program, "run", "--rm", "--interactive", "--network", "none", "--read-only", "--cap-drop", "ALL"]
     argv += ["--security-opt", "no-new-privileges", "--pids-limit", "512", "--memory", f"{16 * 1024 * MIB}"]
     argv += ["--user", f"{os.getuid()}:{os.getgid()}", "--workdir", str(folder)]
-    argv += ["--volume", f"{folder}:{folder}", "--volume", f"{package}:/befit/befit:ro"]
+    argv += ["--volume", f"{folder}:{folder}", "--volume", f"{confine.PACKAGE}:/befit/befit:ro"]
     for name, value in ({**SET, "HOME": str(folder), "TMPDIR": str(folder), "PYTHONPATH": "/befit"}).items():
         argv += ["--env", f"{name}={value}"]
     return [*argv, *(["--gpus", "all"] if gpu else []), image, "python", *SERVER]

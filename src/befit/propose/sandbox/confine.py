@@ -29,6 +29,9 @@ from befit.propose.sandbox.kernel import (
 )
 from befit.propose.sandbox.limits import Limits
 
+PACKAGE = Path(__file__).parents[2]
+"""befit's own folder, which candidates read."""
+
 MECHANISMS = ("limits", "user", "pid-namespace", "network-namespace", "landlock", "seccomp")
 
 FIRST_USER = 1 << 30
@@ -77,10 +80,8 @@ class Plan:
 @functools.cache
 def readable(*, gpu: bool = False) -> tuple[str, ...]:
     """Files and folders that Python, torch and befit need to read."""
-    import befit
-
     paths = [sys.prefix, sys.base_prefix, sys.exec_prefix, *site.getsitepackages(), *sysconfig.get_paths().values()]
-    paths += [str(Path(befit.__file__).parent), os.path.realpath(sys.executable)]
+    paths += [str(PACKAGE), os.path.realpath(sys.executable)]
     torch = importlib.util.find_spec("torch")
     if torch is not None and torch.origin is not None:
         paths.append(str(Path(torch.origin).parents[1]))

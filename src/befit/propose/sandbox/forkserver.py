@@ -18,9 +18,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
-import befit
 from befit.propose.sandbox import candidate
-from befit.propose.sandbox.confine import Plan, confine, enter, find_plan, readable
+from befit.propose.sandbox.confine import PACKAGE, Plan, confine, enter, find_plan, readable
 from befit.propose.sandbox.kernel import NEW_PID, adopt_orphans, die_with_parent, unshare
 from befit.propose.sandbox.limits import Limits
 from befit.propose.sandbox.watch import Watch, end_all
@@ -103,7 +102,7 @@ def _candidate(plan: Plan, request: dict[str, Any], limits: Limits, folder: Path
         confine(plan, limits, folder, user, gpu=request["gpu"])
         code = 1
         if request["fresh"]:
-            os.execv(sys.executable, [sys.executable, "-P", "-c", candidate.BOOT, str(befit.__file__)])
+            os.execv(sys.executable, [sys.executable, "-P", "-c", candidate.BOOT, str(PACKAGE / "__init__.py")])
         candidate.main()
     finally:
         traceback.print_exc()
