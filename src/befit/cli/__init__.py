@@ -1,16 +1,18 @@
 """The command line: verbs, and the only place where a string becomes an object.
 
-    befit puzzle    fit a trained language model to a budget
-    befit elastic   train one nested model from which any size is cut
-    befit search    search an image classifier for your data that keeps a budget
-    befit cut       cut a size out of a nested model or shared weights, in seconds and without training
-    befit predict   say what is in a picture, by the network that a search left
-    befit export    write that network for another engine, and check that it says the same there
-    befit resume    go on with a run that was stopped
-    befit report    draw a run's report anew
-    befit solve     choose options under bounds, from a plain table or a run directory
-    befit measure   measure the cost table of a parent on this device
-    befit parent    train the embedded parent, or prepare its tokens
+    befit puzzle       fit a trained language model to a budget
+    befit elastic      train one nested model from which any size is cut
+    befit search       search an image classifier for your data that keeps a budget
+    befit cut          cut a size out of a nested model or shared weights, in seconds and without training
+    befit predict      say what is in a picture, by the network that a search left
+    befit export       write that network for another engine, and check that it says the same there
+    befit resume       go on with a run that was stopped
+    befit report       draw a run's report anew
+    befit solve        choose options under bounds, from a plain table or a run directory
+    befit measure      measure the cost table of a parent on this device
+    befit fingerprint  say which proposed networks are the same, whatever their code looks like
+    befit sandbox      say what proposed code is kept from on this machine, by trying it
+    befit parent       train the embedded parent, or prepare its tokens
 
 Results go to stdout, progress and errors to stderr. An error that is the user's to fix ends with exit code 2 and one
 message; Ctrl-C ends with 130 and loses nothing that was finished.
@@ -21,7 +23,9 @@ from collections.abc import Callable, Sequence
 
 from befit.cli.images import export_verb, predict_verb, search_verb
 from befit.cli.language import elastic_verb, measure_verb, parent_verb, puzzle_verb, solve_verb
+from befit.cli.propose import fingerprint_verb
 from befit.cli.runs import cut_verb, report_verb, resume_verb
+from befit.cli.sandbox import sandbox_verb
 from befit.errors import BefitError
 
 Verb = Callable[[Sequence[str]], None]
@@ -40,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "report": report_verb,
         "solve": solve_verb,
         "measure": measure_verb,
+        "fingerprint": fingerprint_verb,
+        "sandbox": sandbox_verb,
         "parent": parent_verb,
     }
     given = list(sys.argv[1:] if arguments is None else arguments)

@@ -1,0 +1,1 @@
+"""A language model proposes networks as code; befit keeps it honest: contract, fingerprints, gate, sandbox, loop."""
