@@ -17,7 +17,7 @@ import befit
 from befit.arch.space import Choice
 from befit.cli import main
 from befit.errors import BadBudget, BadData, Infeasible, RunConflict
-from befit.search import finish
+from befit.search import finish, predictor
 from befit.search.config import SearchConfig, parse_options
 from befit.search.find import find
 from befit.search.pipeline import search
@@ -108,6 +108,20 @@ def test_a_screen_trains_what_looks_best_untrained(tmp_path: Path) -> None:
         ]
     best = sorted(scores, key=lambda arch: -scores[arch])[:2]
     assert [tuple(row["arch"].values()) for row in rows] == best
+
+
+def test_the_predictor_learns_from_costs_and_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = list[int]()
+    real = predictor.encoded
+
+    def encoded(space: Any, archs: Any, features: Any) -> Any:
+        seen.append(len(features(archs[0])))
+        return real(space, archs, features)
+
+    monkeypatch.setattr(predictor, "encoded", encoded)
+    settings = {**SHORT, "trials": 4, "searcher": "predictor", "searcher_options": "start=2", "proxy_features": True}
+    rows = told(find(Net, digits(), out=tmp_path / "run", **settings))["trials"]
+    assert len({tuple(row["arch"].values()) for row in rows}) == 4 and seen == [4, 4]  # params, MACs, memory and nwot
 
 
 def test_of_several_objectives_there_is_a_front(tmp_path: Path) -> None:

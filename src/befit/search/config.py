@@ -71,7 +71,9 @@ class SearchConfig:
     screen: int = 1
     """Candidates for each trial, of which the one with the best training-free score is trained."""
     proxy: Literal["nwot", "synflow", "jacov", "snip", "grad_norm"] = "nwot"
-    """The training-free score of `--screen`."""
+    """The training-free score of `--screen` and `--proxy-features`."""
+    proxy_features: bool = False
+    """Let the predictor learn from the training-free score, too; it always sees parameters, multiply-adds and memory."""
     timeout: float | None = None
     """Seconds after which a trial fails."""
     top: int = 3
