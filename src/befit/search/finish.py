@@ -84,7 +84,7 @@ def _finalist(job: SearchJob, arch: Arch, given: nn.Module | None) -> Finalist:
         if given is None or config.tune:
             trained = train(module, job.data, config.final, device=job.device, seed=config.seed)
             told = {"seconds": trained.seconds, "epochs": trained.epochs}
-        told["validation"] = accuracy(module, job.data.validation, job.data, job.device)
+        told["validation"] = accuracy(module, job.data.validation, job.data, job.device, exact=True)
         write_tensors(folder / "model.safetensors", module.state_dict())
         write_json(folder / "trained.json", told)
 
@@ -132,7 +132,7 @@ def open_test(job: SearchJob, finalists: Sequence[Finalist]) -> list[Finalist]:
 
     def make(folder: Path) -> None:
         split = job.data.test.open()
-        told = [accuracy(network(job, one), split, job.data, job.device) for one in finalists]
+        told = [accuracy(network(job, one), split, job.data, job.device, exact=True) for one in finalists]
         write_json(folder / "test.json", told)
 
     key = digest("test", job.key, [[one.arch.to_json(), str(one.weights.parent.name)] for one in finalists])
