@@ -1,11 +1,12 @@
 """Write the measured blocks of README.md and docs/results.md from benchmarks/results, so that no number is typed by hand.
 
-`demo.json` and `elastic_demo.json` are the `summary.json` of a `make demo` run, and of one of `befit elastic`, with the commit
-they were made at; the other files are what the scripts in benchmarks/ write. Those on nested models may be missing, and so is
-their section then. A test compares both pages with what this writes.
+`demo.json`, `elastic_demo.json` and `search_demo.json` are the `summary.json` of a `make demo` run, of one of `befit elastic`
+and of one of `befit search`, with the commit they were made at; the other files are what the scripts in benchmarks/ write. Those
+on nested models and on searches may be missing, and so is their section then. A test compares both pages with what this writes.
 
     cp runs/demo/summary.json benchmarks/results/demo.json
     cp runs/elastic/summary.json benchmarks/results/elastic_demo.json
+    cp runs/search/summary.json benchmarks/results/search_demo.json
     python docs/update_figures.py
 """
 
@@ -14,9 +15,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from records import RESULTS, made_at, recorded
+from search_figures import DEMO as SEARCH
+from search_figures import search_block, search_sections
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-RESULTS = ROOT / "benchmarks" / "results"
 RESULT = RESULTS / "demo.json"
 ELASTIC = RESULTS / "elastic_demo.json"
 PAGE = ROOT / "docs" / "results.md"
@@ -25,15 +29,21 @@ TRAINING = ROOT / "src" / "befit" / "assets" / "parent" / "training.json"
 NOTHING = "No result is recorded yet.\n"
 
 
-def updated(readme: str, summary: Mapping[str, Any] | None, elastic: Mapping[str, Any] | None = None) -> str:
+def updated(
+    readme: str,
+    summary: Mapping[str, Any] | None,
+    elastic: Mapping[str, Any] | None = None,
+    search: Mapping[str, Any] | None = None,
+) -> str:
     """The README with its blocks replaced; without a summary a block says so. Raises `ValueError` without the markers."""
-    demo = NOTHING if summary is None else f"{block(summary)}\n{parent_line()}\n"
-    return _replaced(_replaced(readme, "demo", demo), "elastic", NOTHING if elastic is None else nested_block(elastic))
-
-
-def recorded(path: Path) -> Any:
-    """What a file of results holds; None if it is not there."""
-    return json.loads(path.read_text()) if path.exists() else None
+    blocks = {
+        "demo": NOTHING if summary is None else f"{block(summary)}\n{parent_line()}\n",
+        "elastic": NOTHING if elastic is None else nested_block(elastic),
+        "search": NOTHING if search is None else search_block(search),
+    }
+    for name, text in blocks.items():
+        readme = _replaced(readme, name, text)
+    return readme
 
 
 def _replaced(readme: str, name: str, text: str) -> str:
@@ -81,7 +91,7 @@ def page() -> str:
         "Solver": f"`python benchmarks/solve_scale.py`: {solver['layers']} layers of {solver['options']} options under two "
         + f"bounds, proven optimal (largest gap {gap:g}), {slowest:.1f} s for the slowest of all tables.\n",
     }
-    sections |= nested_sections()
+    sections |= nested_sections() | search_sections()
     head = (
         "# Results\n\nWritten by `docs/update_figures.py` from `benchmarks/results`; every section names its script.\n"
     )
@@ -142,9 +152,9 @@ def nested_sections() -> dict[str, str]:
     """What is recorded of nested models, by heading."""
     found = dict[str, str]()
     if (demo := recorded(ELASTIC)) is not None:
-        found["A nested model on a CPU"] = nested_block(demo) + _untrained(demo) + _made_at(demo)
+        found["A nested model on a CPU"] = nested_block(demo) + _untrained(demo) + made_at(demo)
     if (gpu := recorded(RESULTS / "elastic_gpu.json")) is not None:
-        found["A nested model on a GPU"] = _pretrained(gpu) + nested_block(gpu) + _untrained(gpu) + _made_at(gpu)
+        found["A nested model on a GPU"] = _pretrained(gpu) + nested_block(gpu) + _untrained(gpu) + made_at(gpu)
     if (laws := recorded(RESULTS / "elastic_exactness.json")) is not None:
         found["Nested models are exact"] = exactness_block(laws)
     steps = sorted(RESULTS.glob("elastic_steps*.json"))
@@ -235,10 +245,6 @@ def _pretrained(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _made_at(summary: Mapping[str, Any]) -> str:
-    return f"\nMade at commit {summary['commit'][:7]}.\n" if summary.get("commit") else ""
-
-
 LAWS = {
     "whole": "the nested forward of the whole parent = the parent's class",
     "sorted": "the parent with sorted weights = the parent",
@@ -272,7 +278,7 @@ def exactness_block(result: Mapping[str, Any]) -> str:
             if (law := result["laws"].get(name))
         ),
     ]
-    return "\n".join(lines) + "\n" + _made_at(result)
+    return "\n".join(lines) + "\n" + made_at(result)
 
 
 def steps_block(result: Mapping[str, Any]) -> str:
@@ -305,7 +311,7 @@ def steps_block(result: Mapping[str, Any]) -> str:
 def _steps_made_at(result: Mapping[str, Any]) -> str:
     """The commit, or one for each shape where they were measured apart."""
     apart = ", ".join(f"{shape} at commit {commit[:7]}" for shape, commit in result.get("commits", {}).items())
-    return f"\nMade: {apart}.\n" if apart else _made_at(result)
+    return f"\nMade: {apart}.\n" if apart else made_at(result)
 
 
 def _halves(sizes: Mapping[tuple[str, bool, float], Mapping[str, Mapping[str, Any]]]) -> str:
@@ -333,7 +339,7 @@ def _step(row: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Rewrite README.md and docs/results.md in place."""
-    README.write_text(updated(README.read_text(), recorded(RESULT), recorded(ELASTIC)))
+    README.write_text(updated(README.read_text(), recorded(RESULT), recorded(ELASTIC), recorded(SEARCH)))
     PAGE.write_text(page())
 
 

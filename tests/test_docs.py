@@ -2,8 +2,11 @@
 
 import ast
 import importlib.util
+import json
 import re
 import shlex
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +19,8 @@ CLI = ROOT / "src" / "befit" / "cli" / "__init__.py"
 
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+ANCHOR = re.compile(r"\]\(([^)#\s]*)#([^)\s]+)\)")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 VERB = re.compile(r"\bbefit ([a-z]+)\b")
 
 
@@ -107,6 +112,18 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+def _anchors(page: Path) -> set[str]:
+    """What GitHub makes of a page's headings: small letters, hyphens for spaces, no other marks."""
+    headings = HEADING.findall(BLOCK.sub("", page.read_text()))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_id)
+def test_anchors_are_headings(page: Path) -> None:
+    links = [(file, anchor) for file, anchor in ANCHOR.findall(page.read_text()) if "://" not in file]
+    assert [one for one in links if one[1] not in _anchors(page.parent / one[0] if one[0] else page)] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=_id)
 def test_tests_that_are_linked_exist(page: Path) -> None:
     linked = re.findall(r"\[`(test_\w+)`\]\(([^)]+)\)", page.read_text())
@@ -125,18 +142,29 @@ def test_files_in_the_reading_order_exist() -> None:
 
 
 @pytest.fixture(scope="module")
-def figures() -> ModuleType:
+def figures() -> Iterator[ModuleType]:
+    """The script, loaded as it is when it is run: its neighbours in docs/ can be imported."""
+    folder = str(ROOT / "docs")
+    sys.path.insert(0, folder)
     spec = importlib.util.spec_from_file_location("update_figures", ROOT / "docs" / "update_figures.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module
+    yield module
+    sys.path.remove(folder)
+
+
+@pytest.fixture(scope="module")
+def searches(figures: ModuleType) -> ModuleType:
+    """What it imports for `befit search`."""
+    assert figures.search_sections.__module__ == "search_figures"
+    return importlib.import_module("search_figures")
 
 
 def test_figures_are_the_recorded_ones(figures: ModuleType) -> None:
-    demo, elastic = figures.recorded(figures.RESULT), figures.recorded(figures.ELASTIC)
+    found = [figures.recorded(path) for path in (figures.RESULT, figures.ELASTIC, figures.SEARCH)]
     readme = (ROOT / "README.md").read_text()
-    assert readme == figures.updated(readme, demo, elastic), "run: python docs/update_figures.py"
+    assert readme == figures.updated(readme, *found), "run: python docs/update_figures.py"
     assert figures.PAGE.read_text() == figures.page(), "run: python docs/update_figures.py"
 
 
@@ -180,6 +208,8 @@ def test_figures_need_their_place(figures: ModuleType) -> None:
         figures.updated("# befit\n", None)
     with pytest.raises(ValueError, match="elastic:begin"):
         figures.updated("<!-- demo:begin --><!-- demo:end -->", None)
+    with pytest.raises(ValueError, match="search:begin"):
+        figures.updated("<!-- demo:begin --><!-- demo:end --><!-- elastic:begin --><!-- elastic:end -->", None)
 
 
 def _nested(budget: float, kl: float, **more: Any) -> dict[str, Any]:
@@ -224,7 +254,14 @@ def test_figures_read_an_elastic_summary(figures: ModuleType) -> None:
 
 
 def test_figures_read_steps(figures: ModuleType) -> None:
-    step = {"shape": "small", "compiled": False, "wanted_share": 0.5, "step_share": 0.55, "peak_bytes": 2**20}
+    step = {
+        "shape": "small",
+        "compiled": False,
+        "wanted_share": 0.5,
+        "params_share": 0.5,
+        "step_share": 0.55,
+        "peak_bytes": 2**20,
+    }
     result = {
         "device": "a processor",
         "threads": 1,
@@ -237,3 +274,104 @@ def test_figures_read_steps(figures: ModuleType) -> None:
     assert "| network | parameters | slice | mask |" in text
     assert "| small | 50% | 11.0 ms (0.55), 1 MiB | 20.0 ms (1.00), 1 MiB |" in text
     assert "Made at commit 0123456." in text
+
+
+def test_figures_that_are_missing_are_left_out(figures: ModuleType, tmp_path: Path) -> None:
+    assert figures.search_sections(tmp_path) == {}
+    counts = {"cells": 1000, "cells_counted_differently": ["a"], "networks": 3, "networks_counted_differently": []}
+    counts |= {"ms_per_count": 0.25, "torch": "2.13", "machine": "a processor"}
+    (tmp_path / "cell_counts.json").write_text(json.dumps(counts))
+    (tmp_path / "image_latency.json").write_text(json.dumps({"note": "the machine was busy"}))
+    found = figures.search_sections(tmp_path)
+    assert list(found) == ["Counts of the cell network"]  # and nothing of what says that it must not be quoted
+    assert "for 999 of 1,000 cells, and `numel` of the built network for 3 of 3" in found["Counts of the cell network"]
+    readme = "".join(f"<!-- {name}:begin --><!-- {name}:end -->" for name in ("demo", "elastic", "search"))
+    assert figures.updated(readme, None).count("No result is recorded yet.") == 3
+
+
+def _finalist(validation: float, **more: Any) -> dict[str, Any]:
+    told = {"arch": {"0->1": "none"}, "validation": validation, "test": 0.95, "counted": {"params": 3000.0}}
+    told |= {"predicted": {"latency_ms": 1.5}, "measured": {"latency_ms": 1.25}, "budget": ["latency fits"]}
+    return told | {"within": True, "chosen": False} | more
+
+
+def test_figures_read_a_search(figures: ModuleType) -> None:
+    target = {"engine": "torch", "device": "cpu", "batch": 1, "threads": 2}
+    over = _finalist(0.96, measured={"latency_ms": 2.5}, within=False, test=None)
+    summary = {
+        "command": 'befit search --space cell --budget "latency=2ms" --out somewhere',
+        "device": {"name": "a processor", "trained_on": "cpu", "target": target, "versions": {"torch": "2.13"}},
+        "data": {
+            "source": "digits",
+            "images": {"train": 1079, "validation": 359, "test": 359},
+            "task": {"height": 8, "width": 8},
+        },
+        "finalists": [_finalist(0.975, chosen=True), over],
+        "funnel": [
+            {"stage": "proposed", "count": 40},
+            {"stage": "within budget by count and prediction", "count": 30},
+            {"stage": "refused before building", "count": 10, "lost": True},
+            {"stage": "stopped early", "count": 2, "lost": True},
+        ],
+        "stages": [{"name": "study", "seconds": 60.0}, *[{"name": "train", "seconds": 20.2}] * 2],
+    }
+    text = figures.search_block(summary)
+    assert '`befit search --space cell --budget "latency=2ms"`, on a processor (torch 2.13, trained on cpu;' in text
+    assert "| finalist | validation | test | parameters | latency, predicted | latency, measured |" in text
+    assert "| **chosen** | 97.5% | 95.0% | 3,000 | 1.5 ms | 1.25 ms |" in text
+    assert "| over budget | 96.0% |  | 3,000 | 1.5 ms | 2.5 ms |" in text
+    assert "Chosen: latency fits. 0->1 none." in text
+    assert "10 of 40 proposals (25%) were over the budget and never built; within budget by count and" in text
+    assert "stopped early 2. All stages together took 100 s: study 60 s, train 40 s." in text
+
+
+def _searches(searcher: str, **more: Any) -> dict[str, Any]:
+    versions = {"python": "3.11", "numpy": "2.4", "rivals": {"optuna-tpe": "5.0"}, "commit": "0123456789"}
+    told = {"searcher": searcher, "reward": "short", "objective": "long", "queries": 100, "runs": 500, "optimum": 94.5}
+    return told | {"bound": None, "share_reached_optimum": 1.0, "versions": versions} | more
+
+
+def test_figures_read_searchers(searches: ModuleType) -> None:
+    final = {"mean": 94.125, "std": 0.25, "median": 94.0}
+    regret = {"mean": 0.126, "std": 0.2, "median": 0.0}
+    queries = {"queries_to_optimum": {"mean": 75.44, "std": 20.0, "median": 87.5}}
+    most, half = ({"share_reached_optimum": share, **queries} for share in (0.6, 0.5))
+    near = {"best_asked_regret": regret, "bound": "lat_ms_pi<=12.9231", "share_reached_optimum": 0.4}
+    far = {"best_asked_regret": regret, "bound": "lat_ms_pi<=20.0", "optimum": 95.0}
+    results = {
+        "final/cifar10/optuna-tpe": _searches("optuna-tpe", final=final, runs=40),
+        "final/cifar10/random": _searches("random", final=final),
+        "final/cifar100/random": _searches("random", final=final, optimum=73.5),
+        "to-optimum/cifar10/local": _searches("local", **queries),
+        "to-optimum/cifar10/optuna-tpe": _searches("optuna-tpe", **most),
+        "to-optimum/cifar100/optuna-tpe": _searches("optuna-tpe", **half),
+        "bounded/lat_ms_pi/20%/local": _searches("local", **near),
+        "bounded/lat_ms_pi/40%/random": _searches("random", **far),
+    }
+    text = searches.nas_bench_201(results)
+    assert "The table's best: 94.50 % on CIFAR-10, 73.50 % on CIFAR-100." in text
+    assert "| `random` | 94.12 ± 0.25 | 94.12 ± 0.25 | 500 |\n| Optuna's TPE (5.0) | 94.12 ± 0.25 |  | 40 |" in text
+    assert "| `local` | 75.4 (87.5) |  | 500 |" in text
+    # Of two values in the middle one is a run that was stopped: its median is a lower bound too.
+    assert "| ≥ 75.4 (87.5); 60% reach it in 100 | ≥ 75.4 (≥ 87.5); 50% reach it in 100 |" in text
+    assert "are lower bounds" in text
+    assert "| device | bound (share of cells within) | best within | `random` | `local` |" in text
+    assert "| pi | 12.9 ms (20%) | 94.50 % |  | 0.13 (40%) |\n| pi | 20 ms (40%) | 95.00 % | 0.13 (100%) |  |" in text
+    assert "Made at commit 0123456." in text
+    macro = searches.nas_bench_macro({"to-optimum/local": _searches("local", **queries)})
+    assert "| searcher | CIFAR-10 | runs |" in macro and "Accuracy after" not in macro and "lower bounds" not in macro
+
+
+@pytest.mark.parametrize(("shared", "verdict"), [(0.4, "worse"), (0.6, "better")])
+def test_figures_say_what_shared_weights_are_worth(searches: ModuleType, shared: float, verdict: str) -> None:
+    rankings = {"shared weights": {"kendall": shared}, "params": {"kendall": 0.5}}
+    result = {
+        "machine": {"device": "a GPU", "torch": "2.11"},
+        "training": {"seconds": 270.2, "epochs": 56.7},
+        "rank_correlation": {"all": {"cells": 1000, "rankings": rankings}},
+        "asked": {"images": 5000},
+        "seconds": {"all": 399.2},
+    }
+    text = searches.supernet_block(result)
+    assert f"| shared weights | {shared:.2f} |\n| params | 0.50 |" in text
+    assert f"Shared weights rank {verdict} than a plain count of parameters does." in text
