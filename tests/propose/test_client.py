@@ -94,6 +94,13 @@ def test_every_answer_has_a_named_finish_and_costs_one_call(reply: Reply, finish
     assert found.answered or ("\n" not in found.said and found.said)
 
 
+def test_a_server_may_be_told_more_and_is_another_model_then() -> None:
+    with asked([answer("x")], extra='{"structured_outputs": {"grammar": "g"}, "top_p": 0.5}') as (server, seen):
+        server.complete(ASK)
+        assert "structured_outputs" in server.name
+    assert seen.bodies[0]["structured_outputs"] == {"grammar": "g"} and seen.bodies[0]["top_p"] == 0.5
+
+
 def test_tokens_that_are_no_counts_are_unknown() -> None:
     body = json.loads(answer("x").body)
     for usage in (None, {"prompt_tokens": "many", "completion_tokens": -1}):
@@ -227,6 +234,8 @@ def test_no_key_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
         {"rest": 0.0},
         {"patience": -1.0},
         {"price_read": 1.0},
+        {"extra": "[1]"},
+        {"extra": "{"},
     ],
 )
 def test_a_configuration_that_cannot_be_is_refused_without_repeating_a_secret(wrong: dict[str, Any]) -> None:
@@ -245,7 +254,7 @@ def test_without_the_client_library_the_message_says_what_to_install() -> None:
     assert "pip install 'befit[llm]'" in done.stderr
 
 
-def test_a_thousand_random_answers_raise_nothing() -> None:
+def test_answers_with_random_damage_raise_nothing() -> None:
     rng = random.Random(0)
     whole = answer("class Net: pass").body
     bodies = []

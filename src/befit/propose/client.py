@@ -8,6 +8,7 @@ The key of the service is read from the environment when the client is made, and
 name of the variable, and whatever a server says is searched for the key before anyone sees it.
 """
 
+import json
 import os
 import random
 import re
@@ -50,6 +51,10 @@ class ServerConfig:
     """Seconds before the second try, above 0; twice as long before each further one, less up to a half at random."""
     longest_rest: float = 60.0
     """Seconds a rest lasts at most; a server that asks for more is heeded."""
+    extra: str = ""
+    """A JSON object with further fields of each request, in the server's own words: vLLM's `structured_outputs`, a template's
+    `chat_template_kwargs`. `transformers serve` heeds temperatures only if the model's generation_config.json says
+    do_sample, or this says so: {"generation_config": "{\"do_sample\": true}"}."""
     price_read: float | None = None
     """Price of a million tokens of prompt; None if unknown."""
     price_written: float | None = None
@@ -71,6 +76,17 @@ class ServerConfig:
             raise BadData(f"server: patience must be 0 seconds or more, got {self.patience!r}")
         if (self.price_read is None) != (self.price_written is None):
             raise BadData("server: give both prices per million tokens, read and written, or none")
+
+        if not isinstance(self.fields, dict):
+            raise BadData(f"server: extra must be a JSON object, got {one_line(self.extra, 80)}")
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What `extra` adds to a request. Raises `BadData` if it is no JSON."""
+        try:
+            return json.loads(self.extra or "{}")
+        except ValueError as error:
+            raise BadData(f"server: extra must be a JSON object, got {one_line(self.extra, 80)}") from error
 
     @property
     def price(self) -> Price | None:
@@ -96,8 +112,9 @@ class Server:
 
     @property
     def name(self) -> str:
-        """The model's name and where it is: the same weights behind another server may be another precision."""
-        return f"{self.config.model} at {self.config.url.rstrip('/')}"
+        """The model's name, where it is (another server may have another precision), and what requests have beside."""
+        extra = f" with {self.config.extra}" if self.config.extra else ""
+        return f"{self.config.model} at {self.config.url.rstrip('/')}{extra}"
 
     def __repr__(self) -> str:
         return f"Server({self.name!r})"
@@ -149,7 +166,9 @@ class Server:
         """One call: an answer, good or not, or why there is none."""
         openai = self._openai
         try:
-            raw = self._client.chat.completions.create(model=self.config.model, **self._settings(request))
+            raw = self._client.chat.completions.create(
+                model=self.config.model, extra_body=self.config.fields or None, **self._settings(request)
+            )
         except openai.APIStatusError as error:
             return self._status(error)
         except openai.APIConnectionError as error:  # refused, broken off, or timed out
