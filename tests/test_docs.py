@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import tyro
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -85,11 +86,13 @@ def test_commands_are_understood(command: str, tmp_path: Path, monkeypatch: pyte
     for name in ("run_puzzle", "run_elastic"):
         monkeypatch.setattr(language, name, asked.append)
     monkeypatch.setattr(images, "run_search", asked.append)
+    monkeypatch.setattr(language, "measure_space", lambda given: asked.append(tyro.cli(SearchConfig, args=given)))
     for module in (images, language, runs):
         monkeypatch.setattr(module, "quiet", lambda: None)
     monkeypatch.setattr(plan, "plan", lambda config: asked.append(config) or [])
     words = shlex.split(command, comments=True)[1:]
-    assert cli.main(words) == (0 if words[0] in ("puzzle", "elastic", "search") else 2)
+    parsed = words[0] in ("puzzle", "elastic", "search") or "--space" in words
+    assert cli.main(words) == (0 if parsed else 2)
     for config in asked:
         if isinstance(config, SearchConfig):
             assert config.budget is None or Budget.parse(config.budget)

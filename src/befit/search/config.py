@@ -11,7 +11,7 @@ from befit.errors import BadData
 from befit.rundir import rebuilt
 from befit.vision.training import TrainConfig
 
-SAMPLED = ("evolution", "random", "local", "reinforce", "predictor", "nsga2", "nsga3", "tpe", "gp")
+SAMPLED = ("predictor", "evolution", "random", "local", "reinforce", "nsga2", "nsga3", "tpe", "gp")
 """Searchers that train one network a trial; samplers of an Optuna study."""
 
 GRADIENT = ("darts", "darts2", "drnas", "gdas")
@@ -48,7 +48,7 @@ class SearchConfig:
         "drnas",
         "gdas",
         "once-for-all",
-    ] = "evolution"
+    ] = "predictor"
     """How to look: one training for each trial, by gradients, or with weights shared by all."""
     searcher_options: str = ""
     """Settings of the searcher, such as "population=20,sample=5"."""

@@ -12,6 +12,7 @@ import torch
 from befit.arch.cell import EDGES, NAMES
 from befit.arch.space import Arch
 from befit.budget import human, word_of
+from befit.cost.device import this_device
 from befit.report.page import write_report
 from befit.rundir import befit_version, write_json
 from befit.search.finish import BEST, Finalist
@@ -158,7 +159,7 @@ def drawing(job: SearchJob, arch: Arch) -> dict[str, Any]:
 
 
 def _device(job: SearchJob) -> dict[str, Any]:
-    name = torch.cuda.get_device_name() if job.device == "cuda" else platform.processor() or platform.machine()
+    name = this_device(job.device).name
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     return {"name": name, "trained_on": job.device, "target": job.target.to_json(), "versions": versions}
 
