@@ -78,6 +78,9 @@ def test_commands_are_understood(command: str, tmp_path: Path, monkeypatch: pyte
     from befit.cost.workload import Workload
     from befit.elastic.budgets import parse_targets
     from befit.elastic.config import ElasticConfig
+    from befit.propose.sandbox import trial
+    from befit.propose.sandbox.confine import Plan
+    from befit.propose.sandbox.trial import Finding
     from befit.puzzle import plan
     from befit.search.config import SearchConfig
 
@@ -90,8 +93,10 @@ def test_commands_are_understood(command: str, tmp_path: Path, monkeypatch: pyte
     for module in (images, language, runs):
         monkeypatch.setattr(module, "quiet", lambda: None)
     monkeypatch.setattr(plan, "plan", lambda config: asked.append(config) or [])
+    held = Finding(name="loop", protection="an endless loop", enforced=True, how="watch", evidence="timeout")
+    monkeypatch.setattr(trial, "try_out", lambda **_: (Plan(), [held]))
     words = shlex.split(command, comments=True)[1:]
-    parsed = words[0] in ("puzzle", "elastic", "search") or "--space" in words
+    parsed = words[0] in ("puzzle", "elastic", "search", "sandbox") or "--space" in words
     assert cli.main(words) == (0 if parsed else 2)
     for config in asked:
         if isinstance(config, SearchConfig):

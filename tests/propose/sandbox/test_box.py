@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 
+from befit.propose.sandbox import box
 from befit.propose.sandbox.answers import Expected, accuracy
 from befit.propose.sandbox.box import Sandbox
 from befit.propose.sandbox.candidate import name_of
@@ -164,13 +165,13 @@ def test_a_candidate_sees_nothing_of_the_others(sandbox: Sandbox) -> None:
 
 
 def test_a_fresh_process_is_confined_as_a_forked_one(sandbox: Sandbox) -> None:
-    source = HOSTILE["writes"].source + "\nimport sys\nanswer['torch'] = 'torch' in sys.modules"
-    arguments = {"target": "/tmp", "name": "befit-test"}
+    source = HOSTILE["reads"].source + "\nimport sys\nanswer['torch'] = 'torch' in sys.modules"
+    arguments = {"secret": "/etc/passwd", "parent": os.getpid()}
     for fresh in (True, False):
         result = sandbox.run(execute, source=source, arguments=arguments, fresh=fresh)
         assert result.ok, result.message
         assert result.value["torch"] == (not fresh)
-        assert (result.value["a link"] != "done") == bool(sandbox.plan.landlock)
+        assert (result.value["a file"] != "done") == bool(sandbox.plan.landlock)
 
 
 def test_a_server_that_was_killed_is_started_again() -> None:
@@ -195,6 +196,20 @@ def _servers_of_others() -> Iterator[None]:
     _others.update(process for process in children(os.getpid()) if _is_server(process))
     yield
     _others.clear()
+
+
+def test_an_interrupted_run_does_not_answer_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while a candidate runs: its answer must not be taken for that of the one that comes after it."""
+    with Sandbox(warm=()) as sandbox:
+        with monkeypatch.context() as patched:
+            patched.setattr(box.select, "select", _interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                sandbox.run(execute, source="answer = {'of': 'the first'}")
+        assert sandbox.run(execute, source="answer = {'of': 'the second'}").value == {"of": "the second"}
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_candidate_does_not_outlive_befit(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import pytest
 
 from befit import cli
 from befit.errors import BadBudget
-from befit.propose.sandbox import backends, seccomp
+from befit.propose.sandbox import backends, confine, seccomp
 from befit.propose.sandbox.box import Sandbox
 from befit.propose.sandbox.confine import MECHANISMS, Plan, readable
 from befit.propose.sandbox.hostile import HOSTILE, Scene
@@ -173,6 +174,19 @@ assert os.waitpid(os.posix_spawn("/bin/true", ["true"], {}), 0)[1] == 0
     assert done.returncode == 0, done.stderr
     assert done.stdout == "thread\n"
     assert seccomp.available() or os.uname().machine not in seccomp.DENIED
+
+
+def test_bubblewrap_holds_files_without_landlock(key_and_scene: tuple[str, Scene]) -> None:
+    """Where it is installed and its namespaces are allowed; else it says that it does not start."""
+    box = Sandbox(backend="bwrap", without=["landlock", "seccomp"], warm=())
+    if shutil.which("bwrap") is None or not confine.find_plan(Path.cwd(), ["pid-namespace"]).pid_namespace:
+        with pytest.raises(backends.NoSandbox, match="bwrap"), box:
+            pass
+        return
+    with box:
+        for name in ("environment", "reads", "writes", "connect"):
+            found = finding(name, box, key_and_scene[1])
+            assert found.enforced and found.how.startswith("bwrap"), found
 
 
 def test_backends_that_are_not_there_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,7 +80,16 @@ def _bwrap(folder: Path, variables: Mapping[str, str], gpu: bool) -> list[str]:
             argv += ["--ro-bind-try", path, path]
     for path in confine.devices(gpu=gpu)[1:]:
         argv += ["--dev-bind", path, path]
-    return [*argv, "--bind", str(folder), str(folder), "--chdir", str(folder), sys.executable, *SERVER]
+    argv += [
+        "--bind",
+        str(folder),
+        str(folder),
+        "--remount-ro",
+        "/tmp",
+        "--remount-ro",
+        "/dev",
+    ]  # files there are memory
+    return [*argv, "--chdir", str(folder), sys.executable, *SERVER]
 
 
 def _docker(folder: Path, image: str, gpu: bool) -> list[str]:

@@ -105,9 +105,9 @@ class Sandbox:
         self._folder.chmod(0o711)  # candidates that are other users pass through, and see nothing
         try:
             self._start()
-        except (NoSandbox, OSError):
-            self.close()
-            raise
+        finally:
+            if self._server is None:
+                self.close()
         return self
 
     def __exit__(
@@ -183,19 +183,25 @@ class Sandbox:
             )
         self._read = b""
         mechanisms = [name for name in backends.mechanisms(self.backend) if name not in self.without]
-        told = self._exchange(
-            {"folder": str(self._folder), "mechanisms": mechanisms, "warm": self.warm}, time.monotonic() + START_SECONDS
-        )
+        request = {"folder": str(self._folder), "mechanisms": mechanisms, "warm": self.warm}
+        told: dict[str, Any] = {"message": "it was interrupted"}
+        try:
+            told = self._exchange(request, time.monotonic() + START_SECONDS)
+        finally:
+            if "plan" not in told:
+                self._stop()
         if "plan" not in told:
-            self._stop()
             raise NoSandbox(f"the sandbox {self.backend} does not start: {told['message']}")
         self.plan, self.threads = Plan(**told["plan"]), told["threads"]
 
     def _ask(self, request: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
         """One request; where the server itself was ended, the next run starts another."""
-        told = self._exchange(request, time.monotonic() + limits.wall_seconds + GRACE_SECONDS)
-        if told.get("lost"):
-            self._stop()
+        told: dict[str, Any] = {"lost": True}
+        try:
+            told = self._exchange(request, time.monotonic() + limits.wall_seconds + GRACE_SECONDS)
+        finally:
+            if told.get("lost"):  # or interrupted: an answer that comes late must not be taken for the next one
+                self._stop()
         return told
 
     def _exchange(self, request: Mapping[str, Any], until: float) -> dict[str, Any]:

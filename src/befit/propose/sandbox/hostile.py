@@ -105,8 +105,11 @@ def _refused(result: Result, _scene: Scene) -> tuple[bool, str]:
 
 def _writes(result: Result, scene: Scene) -> tuple[bool, str]:
     found = [path.name for path in scene.target.iterdir() if path.name != "kept" or path.read_text() != "kept"]
-    held = result.ok and not found and "done" not in result.value.values()
-    return held, f"it changed {', '.join(sorted(found))}" if found else _tried(result)
+    shared = Path("/dev/shm", scene.name)
+    if shared.exists():
+        found.append(str(shared))
+        shared.unlink()
+    return result.ok and not found, f"it changed {', '.join(sorted(found))}" if found else _tried(result)
 
 
 def _unanswered(result: Result, scene: Scene) -> tuple[bool, str]:
@@ -232,7 +235,6 @@ attempt("a file that is there", lambda: open(place + "/kept", "w").write("x"))
 attempt("a link", lambda: os.symlink("/", place + "/link"))
 attempt("removal", lambda: os.remove(place + "/kept"))
 attempt("/dev/shm", lambda: open("/dev/shm/" + arguments["name"], "w").write("x"))
-attempt("/dev/shm again", lambda: os.remove("/dev/shm/" + arguments["name"]))
 """
 CONNECT = """
 import socket
