@@ -21,9 +21,8 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
-sys.path.insert(0, str(ROOT / "src"))  # also where befit is not installed
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))  # also where befit is not installed
 from befit.propose.child import trace_source
 from befit.propose.fingerprint import keys_of
 from befit.propose.grammar import draw

@@ -237,3 +237,21 @@ def test_constants(text: str, value: float | None) -> None:
     found = constant(ast.parse(text, mode="eval").body)
     assert (found.value if found else None) == value
     assert found is None or type(found.value) is type(value)
+
+
+def test_a_decorated_parent_keeps_the_attributes_of_its_children() -> None:
+    family = (
+        "import functools\n@functools.total_ordering\nclass A(nn.Module):\n    def __init__(self):\n"
+        "        super().__init__()\n        self.one = nn.ReLU()\n"
+        "class B(A):\n    def forward(self, x):\n        self.one = self.one or x\n        return self.one(x)\n"
+    )
+    source = net(before=family, init="self.b = B()", forward="return self.b(x)")
+    renamed = source.replace(
+        "self.one = self.one or x\n        return self.one", "self.two = self.two or x\n        return self.two"
+    )
+    assert renamed != source and not same(source, renamed)
+
+
+def test_a_global_name_is_not_the_local_one_around_it() -> None:
+    source = net(forward="N = x\ndef f():\n    global N\n    return N\nreturn f() + N")
+    assert same(source, source.replace("N = x", "M = x").replace("f() + N", "f() + M"))

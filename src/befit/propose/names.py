@@ -112,6 +112,18 @@ def bindings(body: Iterable[ast.AST]) -> Counter[str]:
     return Counter({name: count for name, count in found.items() if count and name not in outside})
 
 
+def declared_global(body: Iterable[ast.AST]) -> set[str]:
+    """Names that a scope declares global, nested scopes left out."""
+    found, queue = set[str](), list(body)
+    while queue:
+        node = queue.pop()
+        if isinstance(node, ast.Global):
+            found.update(node.names)
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+            queue.extend(ast.iter_child_nodes(node))
+    return found
+
+
 def paths(statement: ast.Import | ast.ImportFrom) -> Iterator[tuple[str, str]]:
     """(name, dotted path) of what a statement imports; nothing for a star or a relative import."""
     for alias in statement.names:

@@ -15,6 +15,7 @@ from befit.propose.names import (
     Facts,
     bindings,
     called_in_full,
+    declared_global,
     foreign_modules,
     parameters,
     paths,
@@ -173,7 +174,7 @@ class Nodes:
                 for name in value:
                     self.name(name)
             elif isinstance(node, ast.Set) and all(isinstance(one, ast.Constant) for one in node.elts):
-                self.emit_all(sorted(value, key=lambda one: (type(one.value).__name__, repr(one.value))))
+                self.emit_all(sorted(node.elts, key=ast.dump))
             elif all(isinstance(one, ast.AST) for one in value):
                 self.emit_all(value)
             else:  # a dictionary with ** has None among its keys
@@ -299,12 +300,11 @@ class Nodes:
             for one in arguments.kw_defaults:
                 self.out.append("-") if one is None else self.emit(one)
         given = [one.arg for one in parameters(arguments)]
-        local, outside, imports = bindings(body), set[str](), dict[str, str]()
+        local, imports = bindings(body), dict[str, str]()
+        outside = declared_global(body) if self.facts.declared else set[str]()
         for node in body:
             if isinstance(node, ast.Import | ast.ImportFrom):
                 imports |= {name: path for name, path in paths(node) if local[name] == 1 and name not in given}
-            if self.facts.declared:
-                outside |= {name for one in ast.walk(node) if isinstance(one, ast.Global) for name in one.names}
         names: dict[str, str | None] = dict.fromkeys(name for name in [*local, *given] if name not in imports)
         self.scopes.append(Scope(names, imports, outside - {*given}))
         for kind in ("posonlyargs", "args", "vararg", "kwonlyargs", "kwarg"):
