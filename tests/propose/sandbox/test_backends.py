@@ -50,6 +50,14 @@ def test_without_a_wall_the_server_is_a_plain_process() -> None:
     assert mechanisms("native") == mechanisms("bwrap") == MECHANISMS
 
 
+def test_elsewhere_than_on_linux_only_a_container_remains(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends.sys, "platform", "darwin")
+    for backend in ("native", "none", "bwrap"):
+        with pytest.raises(backends.NoSandbox, match="needs Linux, this is darwin: use docker:IMAGE"):
+            command(backend, FOLDER, {}, gpu=False)
+    assert command("docker:torch", FOLDER, {}, gpu=False)
+
+
 def test_the_environment_is_an_allow_list(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OPENAI_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "SSH_AUTH_SOCK", "LD_PRELOAD"):
         monkeypatch.setenv(name, "key")

@@ -48,9 +48,11 @@ def command(backend: str, folder: Path, variables: Mapping[str, str], *, gpu: bo
         gpu: Whether NVIDIA's devices are let in.
 
     Raises:
-        NoSandbox: The program is not installed, or there is no such backend.
+        NoSandbox: The program is not installed, there is no such backend, or this is not Linux.
     """
     kind, _, image = backend.partition(":")
+    if kind != "docker" and sys.platform != "linux":
+        raise NoSandbox(f"sandbox {backend!r} needs Linux, this is {sys.platform}: use docker:IMAGE")
     if backend in ("native", "none"):
         return [sys.executable, *SERVER]
     if backend == "bwrap":

@@ -27,7 +27,7 @@ NEW_USER = 0x10000000
 NEW_PID = 0x20000000
 NEW_NETWORK = 0x40000000
 
-CAPSET = {"x86_64": 126, "aarch64": 91}
+CAPSET = {"x86_64": 126}.get(platform.machine(), 91)
 LAST_CAPABILITY = 63
 CAP_DAC_READ_SEARCH = 2
 CAPABILITY_VERSION_3 = 0x20080522
@@ -104,7 +104,7 @@ def drop_capabilities(*, keep_reading: bool = False) -> None:
     kept = 1 << CAP_DAC_READ_SEARCH if keep_reading else 0
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
     sets = (ctypes.c_uint32 * 6)(kept, kept, kept, 0, 0, 0)  # effective, permitted, inheritable; twice 32 bits
-    checked(syscall(CAPSET[MACHINE], header, sets), "capset")
+    checked(syscall(CAPSET, header, sets), "capset")
     if keep_reading:
         prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_DAC_READ_SEARCH)  # for a program that this process becomes
 
