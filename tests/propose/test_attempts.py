@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from befit.errors import RunConflict
+from befit.errors import DiskFull, RunConflict
 from befit.propose.attempts import Attempts, Cache, Recorded
 from befit.propose.client import Server, ServerConfig
 from befit.propose.models import Completion, Message, Request, Scripted, Try, script
@@ -107,6 +107,22 @@ def test_a_damaged_cache_file_is_no_answer_and_another_file_is_no_table(tmp_path
     (tmp_path / "a.sqlite").write_text("no database at all, only some text that is long enough")
     with pytest.raises(RunConflict, match="no table of attempts"):
         Attempts(tmp_path / "a.sqlite")
+
+
+def test_a_full_disk_is_said_to_be_one_and_loses_nothing(tmp_path: Path) -> None:
+    attempts = Attempts(tmp_path / "a.sqlite")
+    number = attempts.begin(ASK, "m")
+
+    def grow() -> None:
+        with attempts._connected() as connection:
+            pages = connection.execute("PRAGMA page_count").fetchone()[0]
+            connection.execute(f"PRAGMA max_page_count = {pages}")
+            connection.execute("UPDATE attempts SET completion = ? WHERE number = ?", ("x" * 100_000, number))
+
+    with pytest.raises(DiskFull, match="no room"):
+        grow()
+    (row,) = attempts.rows()
+    assert row.number == number and row.completion is None
 
 
 KILLED = """

@@ -109,6 +109,12 @@ def test_as_many_examples_as_there_are_shots(count: int) -> None:
     assert prompt.messages[1].content.count("A network with") == count == len(prompt.examples)
 
 
+def test_a_parents_own_training_is_shown_in_the_recipe_track_alone() -> None:
+    assert "train_setup" not in made("unified").parent and "train_setup" not in made().messages[1].content
+    recipe = made("unified", recipe=True)
+    assert "train_setup" in recipe.parent and recipe.messages[1].content.count("def train_setup") == 4
+
+
 def test_without_any_network_the_model_starts_from_nothing() -> None:
     prompt = build(TASK, contract_text(), Shown(parent=None, examples=()), PromptConfig(form="unified"))
     assert prompt.form == "network" and prompt.parent == ""
@@ -209,7 +215,7 @@ def test_notes_are_limited() -> None:
 
 def test_another_count_of_tokens_decides() -> None:
     found = build(TASK, "", shown(), PromptConfig(), count=lambda text: 1000 * len(text))
-    assert not found.examples and found.tokens > 1e6
+    assert not found.examples and found.tokens > 1e5
 
 
 def test_the_retry_shows_the_answer_and_what_was_wrong_with_it() -> None:

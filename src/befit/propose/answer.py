@@ -15,7 +15,7 @@ from befit.arch.space import Arch, Space
 from befit.errors import BadData, BadProposal
 from befit.propose import diff, genome
 from befit.propose.contract import NET
-from befit.propose.models import Completion
+from befit.propose.models import Completion, one_line
 
 Form = Literal["network", "search-replace", "unified", "genome"]
 """What a model is asked for: the whole file, changes to a parent in one of two notations, or JSON of a space."""
@@ -88,7 +88,7 @@ def read(completion: Completion, form: Form, *, parent: str = "", space: Space |
     except BadProposal as error:
         if cut and error.reason in ("empty", "no-code", "no-diff", "bad-diff", "no-genome"):
             return Answer(form=form, reason="truncated", said=_CUT)
-        return Answer(form=form, reason=error.reason, said=str(error))
+        return Answer(form=form, reason=error.reason, said=one_line(str(error)))
 
 
 _CUT = "the answer was cut off before it was complete; write less around the code"

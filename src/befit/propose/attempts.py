@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from befit.errors import RunConflict
+from befit.errors import DiskFull, RunConflict
 from befit.propose.models import Completion, Model, Request
 from befit.rundir import read_json, write_json
 
@@ -147,7 +147,10 @@ class Attempts:
 
     @contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
-        """A connection for one transaction, which is on the disk when the block ends. `RunConflict` for another file."""
+        """A connection for one transaction, which is on the disk when the block ends.
+
+        Raises `RunConflict` for a file that is something else, `DiskFull` where there is no room.
+        """
         with closing(sqlite3.connect(self.path, timeout=60.0)) as connection:
             try:
                 connection.execute("PRAGMA synchronous=FULL")
@@ -155,7 +158,11 @@ class Attempts:
                     yield connection
             except sqlite3.DatabaseError as error:
                 if isinstance(error, sqlite3.OperationalError):
-                    raise
+                    if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+                        raise
+                    raise DiskFull(
+                        f"no room on the disk for {self.path}; free some space and run the same command again"
+                    ) from error
                 raise RunConflict(f"{self.path} is no table of attempts ({error}); give another --out") from error
 
 

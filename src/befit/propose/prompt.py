@@ -60,7 +60,7 @@ class PromptConfig:
     notes: int = 8
     """Notes shown at most, 0 or more."""
     recipe: bool = False
-    """Whether networks bring their own training; if not, that part of the examples is left out."""
+    """Whether networks bring their own training; if not, that part of the parent and the examples is left out."""
 
     def __post_init__(self) -> None:
         if self.form not in get_args(Form):
@@ -118,7 +118,7 @@ def build(
     if config.form == "genome" and space is None:
         raise BadData("prompt: the form 'genome' needs its space")
     form: Form = "network" if shown.parent is None and config.form in ("search-replace", "unified") else config.form
-    parent = "" if shown.parent is None else _code(shown.parent, form, recipe=True)
+    parent = "" if shown.parent is None else _code(shown.parent, form, recipe=config.recipe)
     rules = _contract(contract) if form != "genome" or space is None else _choices(space)
     fixed = [_task(task), rules, _parent(shown.parent, parent, form), _ask(shown, form, config.chain_of_thought)]
     spent = sum(count(f"{one}\n\n") for one in (SYSTEM, NOTES, *fixed)) + 2 * MESSAGE_TOKENS
@@ -210,7 +210,7 @@ def _ask(shown: Shown, form: Form, chain_of_thought: bool) -> str:
     if chain_of_thought:
         think = "First say in a few sentences what limits the accuracy and what you will do about it."
         return f"{goal} {think} Then answer {FORMS[form]}"
-    return f"{goal} Answer {FORMS[form]} Write nothing else."
+    return f"{goal} Write no explanations. Answer {FORMS[form]}"
 
 
 EXAMPLE_BLOCK = """\
@@ -232,11 +232,11 @@ FORMS: dict[Form, str] = {
     "network": "with the whole file in one ```python block.",
     "search-replace": (
         "with the changes to the network to improve, each in a block of this form; the lines to search must be copied "
-        f"exactly, and stand only once in the file:\n```\n{EXAMPLE_BLOCK}```\n"
+        f"exactly, and stand only once in the file:\n```\n{EXAMPLE_BLOCK}```"
     ),
     "unified": (
         "with a unified diff of the network to improve in one ```diff block; unchanged and removed lines must be copied "
-        f"exactly:\n```diff\n{EXAMPLE_HUNK}```\n"
+        f"exactly:\n```diff\n{EXAMPLE_HUNK}```"
     ),
     "genome": "with one JSON object in a ```json block: a value for each key whose condition holds, and no other key.",
 }
