@@ -88,9 +88,13 @@ class Cluster:
                 ray.init(address=crew.ray, log_to_driver=False)
             except (ConnectionError, ValueError) as error:
                 raise BefitError(f"there is no Ray cluster at {crew.ray!r}: {error}") from error
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
         self._crew, self._timeout = crew, timeout
         self._evaluate = ray.put(evaluate)
-        self._mailbox: Any = ray.remote(Mailbox).options(num_cpus=0).remote()
+        # Beside the coordinator: another machine may go away, and the study with it.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._mailbox: Any = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
         self._remote = ray.remote(run_task).options(num_cpus=crew.threads, num_gpus=crew.gpus, max_retries=0)
         self._tasks = dict[int, _Task]()
 
@@ -136,7 +140,12 @@ class Cluster:
         return max(1, min(room, self._crew.workers or room))
 
     def _hear(self, decide: Decide) -> None:
-        begun, told = self._ray.get(self._mailbox.take.remote())
+        from ray.exceptions import ActorUnavailableError
+
+        try:
+            begun, told = self._ray.get(self._mailbox.take.remote())
+        except ActorUnavailableError:  # for a moment; what it holds is heard the next time
+            return
         for number in begun:
             if number in self._tasks:
                 self._tasks[number].begun = time.monotonic()
