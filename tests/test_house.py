@@ -144,7 +144,6 @@ TESTED_IN = {
     "vision/arrays.py": "vision/test_data.py",
     "vision/pixels.py": "vision/test_data.py",
     "vision/sources.py": "vision/test_data.py",
-    "vision/blueprint.py": "vision/test_cell.py",
 }
 """Modules of src/befit that have no test file of their own name, and the file under tests/ that tests them."""
 

@@ -47,7 +47,7 @@ def test_there_are_15625_cells_and_the_text_form_goes_both_ways() -> None:
     "text", ["", "|none~0|", "|none~0|+|none~0|none~1|+|none~0|none~1|none~1|", "|sep~0|+|a~0|b~1|+|a~0|b~1|c~2|"]
 )
 def test_other_texts_are_refused(text: str) -> None:
-    with pytest.raises(IllegalArch, match="cell|is no option"):
+    with pytest.raises(IllegalArch, match=r"cell|is no option"):
         parse(text)
 
 

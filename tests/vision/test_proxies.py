@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,7 +129,7 @@ class Called(nn.Module):
 )
 def test_activations_are_seen_as_modules_and_as_functions(function: Callable[[Tensor], Tensor]) -> None:
     images, labels = batch()
-    net = hidden()
+    net: Any = hidden()
     with torch.no_grad():
         net[1].weight.copy_(torch.linspace(-1, 1, 4 * INPUTS).reshape(4, -1))
     net[1] = nn.Sequential(net[1], nn.Linear(4, 64))

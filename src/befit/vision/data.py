@@ -161,8 +161,9 @@ def load_images(
 ) -> Images:
     """Images from the embedded digits (None or "digits"), a folder, a parquet file or a data set of the hub.
 
-    `size`: pixels of each side, to which images are scaled and cropped; where they differ in size one is needed, `mixed` if it is
-    given. `validation`: the share of training images held out, drawn by `seed`, where the source has no validation split. Raises `BadData`.
+    `size`: pixels of each side, to which images are scaled and cropped; where they differ in size one is needed, `mixed` if it
+    is given. `validation`: the share of training images held out, drawn by `seed`, where the source has no validation split.
+    Raises `BadData`.
     """
     if size is not None and size < 1:
         raise BadData(f"data: size must be at least 1 pixel, got {size}")
