@@ -31,7 +31,9 @@ def brute(space: Space) -> set[Arch]:
     """Every combination of options or absence, kept if the conditions and the rule hold: no code of the space's own."""
     gone, found = object(), set[Arch]()
     for values in itertools.product(*[(*choice.options, gone) for choice in space.choices.values()]):
-        told = {name: value for name, value in zip(space.choices, values, strict=True) if value is not gone}
+        told: dict[str, Any] = {
+            name: value for name, value in zip(space.choices, values, strict=True) if value is not gone
+        }
         right = all(
             (name in told) == all(other in told and told[other] in allowed for other, allowed in choice.when.items())
             for name, choice in space.choices.items()
