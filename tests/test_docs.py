@@ -145,7 +145,7 @@ def test_every_page_is_in_the_index() -> None:
 
 def test_files_in_the_reading_order_exist() -> None:
     files = re.findall(r"^\d\. `([^`]+)`", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert len(files) == 8
+    assert len(files) == 9
     assert [file for file in files if not (ROOT / file).exists()] == []
 
 

@@ -20,6 +20,9 @@ from befit.search.pipeline import tightened
 from befit.search.pricing import LATENCY, Priced
 from befit.vision.checkpoint import Facts, save_classifier
 
+ATTEMPTS = 3
+"""Searches until a network keeps the budget as measured, each under a bound corrected by what the last one took."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CutNetwork:
@@ -56,17 +59,24 @@ def cut(run: Path, out: Path, *, budget: str, evaluations: int = 100, progress: 
     bounds = Budget.parse(budget)
     pricer = tightened(job.pricer)
     pricer.require_feasible(seed=config.seed)
-    found = cut_stored(
-        stored,
-        job.data,
-        allowed=pricer.allowed,
-        config=EvolveConfig(evaluations=evaluations, excess=pricer.excess, seed=config.seed),
-        progress=progress,
-    )
-    arch = found.classifier.arch
-    priced = job.pricer.price(arch)
-    if job.pricer.measure is not None:
-        priced = replace(priced, measured={LATENCY: job.measure(arch)})
+    for attempt in range(ATTEMPTS):
+        found = cut_stored(
+            stored,
+            job.data,
+            allowed=pricer.allowed,
+            config=EvolveConfig(evaluations=evaluations, excess=pricer.excess, seed=config.seed),
+            progress=progress,
+        )
+        arch = found.classifier.arch
+        priced = job.pricer.price(arch)
+        if job.pricer.measure is not None:
+            priced = replace(priced, measured={LATENCY: job.measure(arch)})
+        if bounds.met(priced.costs) or pricer.budget is None or attempt == ATTEMPTS - 1:
+            break
+        # Predicted too fast by this much: ask for that much less.
+        factor = min(1.0, priced.predicted.get(LATENCY, 0.0) / priced.costs[LATENCY])
+        pricer = replace(pricer, budget=pricer.budget.tighten({LATENCY: factor}))
+        pricer.require_feasible(seed=config.seed)
     if not bounds.met(priced.costs):
         broken = next(bound for bound in bounds.bounds if not bound.met(priced.costs[bound.cost]))
         raise Infeasible(

@@ -30,6 +30,7 @@ from befit.rundir import digest, read_json, write_json
 from befit.search.config import GRADIENT, SHARED, SearchConfig, parse_options
 from befit.search.job import SearchJob, smaller
 from befit.search.pipeline import conclude, finalists_of, tightened
+from befit.search.pricing import LATENCY, Priced
 from befit.search.trial import TrialRecord
 from befit.vision.data import Images
 
@@ -159,7 +160,7 @@ def shared_stage(job: SearchJob) -> dict[str, Any]:
     )
     told = read_json(kept / "evolved.json")
     records = [judged_record(job, place, arch, value) for place, (arch, value) in enumerate(told["judged"])]
-    archs = finalists_of(job, records)
+    archs = measured_first(job, finalists_of(job, records, len(records)))
     given = dict[Arch, nn.Module]()
     for arch in archs:
         recalibrate(stored.supernet, arch, judge.batches)
@@ -173,6 +174,20 @@ def shared_stage(job: SearchJob) -> dict[str, Any]:
         extra={"shared": dict(stored.training)},
         refused=told["refused"],
     )
+
+
+def measured_first(job: SearchJob, archs: Sequence[Arch]) -> list[Arch]:
+    """As many of the best as there are finalists, those that keep the budget as measured: a sub-net costs no training."""
+    if job.budget is None or job.pricer.measure is None:
+        return list(archs[: job.config.top])
+    kept = list[Arch]()
+    for arch in archs:
+        costs = {**job.pricer.price(arch).costs, LATENCY: job.measure(arch)}
+        if tightened(job.pricer).refusal(Priced(counted=costs)) is None:
+            kept.append(arch)
+        if len(kept) == job.config.top:
+            break
+    return kept or list(archs[: job.config.top])
 
 
 def judged_record(job: SearchJob, number: int, arch: Mapping[str, Any], value: float) -> TrialRecord:

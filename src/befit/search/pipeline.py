@@ -167,8 +167,11 @@ def tightened(pricer: Pricer) -> Pricer:
     return replace(pricer, budget=pricer.budget.tighten({LATENCY: SLACK}))
 
 
-def finalists_of(job: SearchJob, records: Sequence[TrialRecord]) -> list[Arch]:
-    """The best of the trials: of several objectives, the most accurate of the front first; distinct functions only."""
+def finalists_of(job: SearchJob, records: Sequence[TrialRecord], count: int | None = None) -> list[Arch]:
+    """The best `count` of the trials, or as many as the configuration says, distinct functions only.
+
+    Of several objectives, the most accurate of the front first.
+    """
     ranked = sorted(
         records if "," not in job.config.objectives else front(records), key=lambda one: -(one.value or 0.0)
     )
@@ -177,7 +180,7 @@ def finalists_of(job: SearchJob, records: Sequence[TrialRecord]) -> list[Arch]:
         if one.value is not None and one.arch is not None:
             arch = space.arch(one.arch)
             found.setdefault(space.key(arch), arch)
-    return list(found.values())[: job.config.top]
+    return list(found.values())[: count or job.config.top]
 
 
 def measure_only(
