@@ -7,7 +7,6 @@ was killed goes on as if it had not been, and a new method is one function and a
 
 import functools
 import hashlib
-import itertools
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator
@@ -146,10 +145,3 @@ def check(name: str, **rules: tuple[float, float, float]) -> None:
         if not least <= value <= most:
             end = "or more" if math.isinf(most) else f".. {most:g}"
             raise BefitError(f"searcher {name}: {field} must be {least:g} {end}, got {value!r}")
-
-
-def rounds(*streams: Iterable[Arch]) -> Iterator[Arch]:
-    """The streams' archs in turn, until all have ended."""
-    ended = object()
-    for row in itertools.zip_longest(*streams, fillvalue=ended):
-        yield from (arch for arch in row if isinstance(arch, Arch))
