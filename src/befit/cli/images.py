@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import tyro
 
 from befit.cli.shown import find_own_modules, quiet, say, show_lines, show_rows
+from befit.errors import BefitError
 
 if TYPE_CHECKING:
     from befit.search.config import SearchConfig
@@ -28,6 +30,8 @@ def run_search(config: "SearchConfig") -> None:
     from befit.search.summary import lines, table_rows
 
     find_own_modules()
+    if config.searcher in SAMPLED and find_spec("optuna") is None:
+        raise BefitError("a search needs Optuna: pip install 'befit[search]'")
     if config.budget is not None:
         Budget.parse(config.budget)  # the cheapest mistake to find, before any image is read
     if config.searcher in SAMPLED:
