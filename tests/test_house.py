@@ -133,6 +133,7 @@ TESTED_IN = {
     "search/pool.py": "search/test_workers.py",
     "search/spec.py": "search/test_study.py",
     "search/summary.py": "search/test_pipeline.py",
+    "propose/proposal.py": "propose/test_gate.py",
     "vision/blueprint.py": "vision/test_cell.py",
     "lm/llama.py": "lm/test_families.py",
     "lm/mistral.py": "lm/test_families.py",
