@@ -52,6 +52,7 @@ WITHOUT_TORCH = (
     "arch/decoder",
     "arch/member",
     "arch/mobile",
+    "cost/formats",
     "cost/workload",
     "cost/count",
     "cost/images",

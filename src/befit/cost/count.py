@@ -4,7 +4,8 @@ Every cost is a sum over sub-blocks plus a fixed part, so a solver may add them 
 A sub-block owns the RMSNorm before it (`hidden` weights); a no-op has neither and costs nothing.
 
 The cache of a Mamba-2 mixer is the same at every context: the last `kernel` inputs of its convolution, in the workload's
-cache format, and its state, which engines keep in fp32.
+cache format (bf16 if that is quantised, as engines quantise keys and values alone), and its state, which they keep in fp32.
+What is quantised among the weights, and what scales add to it, is told in `befit.cost.formats`.
 
 FLOPs are those that `torch.utils.flop_counter` counts for one forward of the prompt over the batch: matrix products at
 2 per multiply-add, attention scores and their product with the values over the full T x T square (causal masks and windows
@@ -30,7 +31,8 @@ from befit.arch.decoder import (
     NoOp,
     check_mamba,
 )
-from befit.cost.workload import BYTES, Workload
+from befit.cost.formats import key_bytes, matrix_bytes, plain_bytes
+from befit.cost.workload import Workload
 from befit.errors import IllegalArch
 
 
@@ -41,7 +43,7 @@ class Cost:
     params: int = 0
     """Parameters."""
     weight_bytes: int = 0
-    """Bytes of the parameters in the workload's weight format."""
+    """Bytes of the parameters in the workload's weight format, scales included."""
     cache_bytes: int = 0
     """Bytes of keys and values of all requests at full context, and of their SSM states."""
     flops: int = 0
@@ -91,17 +93,13 @@ def attention_cost(shape: DecoderShape, variant: AttentionVariant, workload: Wor
             if shape.heads % variant.kv_heads:
                 raise IllegalArch(f"{shape.heads} query heads cannot share {variant.kv_heads} KV heads evenly")
             q, kv = shape.heads * shape.head_dim, variant.kv_heads * shape.head_dim
-            matrices = shape.hidden * (q + 2 * kv) + q * shape.hidden
+            matrices = ((q, shape.hidden), (kv, shape.hidden), (kv, shape.hidden), (shape.hidden, q))
             biases = shape.qkv_bias * (q + 2 * kv) + shape.o_bias * shape.hidden
             norms = shape.hidden + shape.qk_norm * 2 * shape.head_dim
             scores = 2 * 2 * workload.batch * shape.heads * workload.prompt**2 * shape.head_dim
             cached = min(workload.context, variant.window or workload.context)
-            return Cost(
-                params=matrices + biases + norms,
-                weight_bytes=_bytes(matrices + biases + norms, workload.weights),
-                cache_bytes=_bytes(2 * kv * cached * workload.batch, workload.cache),
-                flops=_matmul_flops(matrices, workload) + scores,
-            )
+            keys = workload.batch * cached * variant.kv_heads * key_bytes(shape.head_dim, workload.cache)
+            return _cost(matrices, biases + norms, workload) + Cost(cache_bytes=2 * keys, flops=scores)
 
 
 def ffn_cost(shape: DecoderShape, variant: FfnVariant, workload: Workload) -> Cost:
@@ -113,20 +111,16 @@ def ffn_cost(shape: DecoderShape, variant: FfnVariant, workload: Workload) -> Co
             return _linear(shape, workload)
         case Ffn():
             inner = 1 + shape.gated
-            matrices = (inner + 1) * shape.hidden * variant.width
-            params = matrices + shape.mlp_bias * (inner * variant.width + shape.hidden) + shape.hidden
-            return Cost(
-                params=params,
-                weight_bytes=_bytes(params, workload.weights),
-                flops=_matmul_flops(matrices, workload),
-            )
+            matrices = ((variant.width, shape.hidden),) * inner + ((shape.hidden, variant.width),)
+            biases = shape.mlp_bias * (inner * variant.width + shape.hidden)
+            return _cost(matrices, biases + shape.hidden, workload)
 
 
 def fixed_cost(shape: DecoderShape, workload: Workload) -> Cost:
     """What no choice of blocks changes: embedding, last norm and output projection; a tied projection is counted once."""
     head = shape.vocab * shape.hidden
     params = head * (1 if shape.tied else 2) + shape.hidden
-    return Cost(params=params, weight_bytes=_bytes(params, workload.weights), flops=_matmul_flops(head, workload))
+    return Cost(params=params, weight_bytes=plain_bytes(params, workload.weights), flops=_matmul_flops(head, workload))
 
 
 def _mamba(shape: DecoderShape, variant: Mamba, workload: Workload) -> Cost:
@@ -135,30 +129,31 @@ def _mamba(shape: DecoderShape, variant: Mamba, workload: Workload) -> Cost:
     inner = variant.heads * mamba.head_dim
     convolved = inner + 2 * mamba.groups * mamba.state
     projected = inner + convolved + variant.heads
-    matrices = shape.hidden * (projected + inner)
     convolution = convolved * mamba.kernel
     vectors = 3 * variant.heads + inner + shape.hidden
     biases = mamba.conv_bias * convolved + mamba.bias * (projected + shape.hidden)
-    params = matrices + convolution + vectors + biases
     state = inner * mamba.state
-    return Cost(
-        params=params,
-        weight_bytes=_bytes(params, workload.weights),
-        cache_bytes=workload.batch * (_bytes(convolution, workload.cache) + _bytes(state, "fp32")),
-        flops=_matmul_flops(matrices + convolution + 2 * state, workload),
+    return _cost(((projected, shape.hidden), (shape.hidden, inner)), convolution + vectors + biases, workload) + Cost(
+        cache_bytes=workload.batch * (plain_bytes(convolution, workload.cache) + plain_bytes(state, "fp32")),
+        flops=_matmul_flops(convolution + 2 * state, workload),
     )
 
 
 def _linear(shape: DecoderShape, workload: Workload) -> Cost:
     """A square matrix without bias, and its norm."""
-    matrix = shape.hidden**2
-    params = matrix + shape.hidden
-    return Cost(params=params, weight_bytes=_bytes(params, workload.weights), flops=_matmul_flops(matrix, workload))
+    return _cost(((shape.hidden, shape.hidden),), shape.hidden, workload)
+
+
+def _cost(matrices: tuple[tuple[int, int], ...], others: int, workload: Workload) -> Cost:
+    """Of linear layers (rows, columns) that read every token of the prompt, and of other weights beside them."""
+    numbers = sum(rows * columns for rows, columns in matrices)
+    size = sum(matrix_bytes(rows, columns, workload.weights) for rows, columns in matrices)
+    return Cost(
+        params=numbers + others,
+        weight_bytes=size + plain_bytes(others, workload.weights),
+        flops=_matmul_flops(numbers, workload),
+    )
 
 
 def _matmul_flops(matrix_elements: int, workload: Workload) -> int:
     return 2 * workload.batch * workload.prompt * matrix_elements
-
-
-def _bytes(numbers: int, number_format: str) -> int:
-    return round(numbers * BYTES[number_format])

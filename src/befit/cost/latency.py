@@ -85,7 +85,7 @@ class LatencyTable:
     device: Device
     """Where it was measured."""
     workload: Workload
-    """Batch and lengths it was measured at."""
+    """Batch and lengths it was measured at; weights and cache in `dtype`."""
     dtype: str
     """Number format it was computed in: fp32, bf16 or fp16."""
     base: Latency

@@ -5,10 +5,8 @@ Costs are meaningless without it: cache bytes grow with batch and context, laten
 
 from dataclasses import dataclass, fields, replace
 
+from befit.cost.formats import FORMATS, beside
 from befit.errors import BadBudget
-
-BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0}
-"""Bytes of one number in each supported format."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +20,9 @@ class Workload:
     generate: int = 32
     """Generated tokens of each request, at least 1."""
     weights: str = "bf16"
-    """Format of the weights: fp32, bf16 or fp16."""
+    """Format of the linear layers' matrices: fp32, bf16, fp16, fp8, int8 or nvfp4 (see `befit.cost.formats`)."""
     cache: str = "bf16"
-    """Format of the KV cache: fp32, bf16 or fp16."""
+    """Format of the KV cache, one of the same."""
 
     def __post_init__(self) -> None:
         for name in ("batch", "prompt", "generate"):
@@ -32,13 +30,23 @@ class Workload:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise BadBudget(f"workload: {name} must be a whole number of at least 1, got {value!r}")
         for name in ("weights", "cache"):
-            if getattr(self, name) not in BYTES:
-                raise BadBudget(f"workload: {name} must be one of {', '.join(BYTES)}, got {getattr(self, name)!r}")
+            if getattr(self, name) not in FORMATS:
+                raise BadBudget(f"workload: {name} must be one of {', '.join(FORMATS)}, got {getattr(self, name)!r}")
 
     @property
     def context(self) -> int:
         """Tokens in the cache when a request ends."""
         return self.prompt + self.generate
+
+    @property
+    def computed(self) -> "Workload":
+        """The same work in formats that PyTorch computes in: bf16 where weights or cache are quantised."""
+        return replace(self, weights=beside(self.weights), cache=beside(self.cache))
+
+    @property
+    def formats(self) -> str:
+        """For people: `weights fp8, cache bf16`."""
+        return f"weights {self.weights}, cache {self.cache}"
 
     @staticmethod
     def parse(text: str, base: "Workload | None" = None) -> "Workload":

@@ -19,7 +19,8 @@ from befit.arch.decoder import DecoderArch
 from befit.arch.member import Member, cut_shape
 from befit.budget import Bound, Budget, human
 from befit.cost.count import Cost
-from befit.cost.workload import BYTES, Workload
+from befit.cost.formats import BYTES
+from befit.cost.workload import Workload
 from befit.elastic.choose import COUNTED, Chooser
 from befit.elastic.manifest import NAME, Manifest
 from befit.elastic.memory import USABLE, free_memory
@@ -86,7 +87,7 @@ class CutResult:
             *((self.free,) if self.free else ()),
             *(f"counted: {line}" for line in Budget(bounds=self.bounds).explain(told)),
             f"counted: {human('params', self.cost.params)} parameters, {human('memory_bytes', self.cost.memory_bytes)} "
-            f"of memory at batch {self.workload.batch}, context {self.workload.context}",
+            f"of memory at batch {self.workload.batch}, context {self.workload.context}, {self.workload.formats}",
             layouts[self.layout],
             f"{human('weight_bytes', self.bytes_read)} read in {self.seconds:.1f} s; written to {self.folder}",
         )
@@ -107,8 +108,9 @@ def cut(
     `budget` is in the words of `befit.budget` ("memory=8GiB, params=50%"; a bare "75%" is of the trained cost); `fit` adds
     that weights and cache fit in 90 % of the memory free here. Memory is counted at `workload`, by default that of the
     training. `layout`, padded or own-code, matters only where FFN widths differ. `dtype` (fp32, bf16, fp16) is the format
-    of the file, by default the workload's. Raises `BadBudget` for a budget that cannot be read or checked, `Infeasible`
-    below the smallest member, `RunConflict` for a folder that is no nested model, or an `out` that holds anything but a cut.
+    of the file, by default the workload's, bf16 if that is quantised. Raises `BadBudget` for a budget that cannot be read or
+    checked, `Infeasible` below the smallest member, `RunConflict` for a folder that is no nested model, or an `out` that
+    holds anything but a cut.
     """
     begin = time.perf_counter()
     folder = _nested_folder(source)
@@ -123,7 +125,12 @@ def cut(
     bounds = chooser.bounds(budget, None if here is None else USABLE * here[0])
     member, share, entry = chooser.choose(bounds)
     writer = _Writer(
-        nested=nested, folder=folder, member=member, share=share, layout=layout, dtype=dtype or workload.weights
+        nested=nested,
+        folder=folder,
+        member=member,
+        share=share,
+        layout=layout,
+        dtype=dtype or workload.computed.weights,
     )
     with replacing_folder(out) as temporary:
         digest, bytes_read = writer.write(temporary, manifest)
@@ -190,7 +197,7 @@ class _Writer:
                     pieces.add(name, part)
                     yield stored[name], pad(part, wanted[name]).to(DTYPES[self.dtype])
 
-            size = round(BYTES[self.dtype])
+            size = BYTES[self.dtype]
             planned = {stored[name]: math.prod(shape) * size for name, shape in wanted.items()}
             write_shards(out, tensors(), planned, SHARD_BYTES)
             if self.written_layout == "own-code":

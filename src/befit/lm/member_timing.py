@@ -39,14 +39,14 @@ class MemberTimer:
     weights: Mapping[str, Tensor]
     """The whole's, by transformers' names in memory; anywhere, in any format."""
     workload: Workload
-    """Also tells the format that members are timed in."""
+    """Also tells the format that members are timed in; bf16 for quantised weights."""
     device: Device
     effort: Effort = EFFORT
     """Of which repeats and seconds count."""
     progress: Progress = silent
 
     def __call__(self, members: Sequence[Member]) -> list[float]:
-        dtype, kind = DTYPES[self.workload.weights], self.device.kind
+        dtype, kind = DTYPES[self.workload.computed.weights], self.device.kind
         weights = {name: tensor.detach().to(kind, dtype) for name, tensor in self.weights.items()}
         jobs = {
             str(i): Timed(memory_bytes=self._bytes(member), make=partial(self.steps, weights, member))
@@ -57,7 +57,7 @@ class MemberTimer:
 
     def _bytes(self, member: Member) -> int:
         shape = cut_shape(self.net.shape, padded(member, self.net.shape))
-        return count(shape, shape.arch, self.workload).memory_bytes
+        return count(shape, shape.arch, self.workload.computed).memory_bytes
 
     def steps(self, weights: Mapping[str, Tensor], member: Member) -> Steps:
         model = member_model(self.config, self.net, weights, member)

@@ -11,7 +11,7 @@ P channels of a head, N state.
 
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -138,11 +138,13 @@ def measure_table(
 ) -> LatencyTable:
     """Measure every sub-block of `space` for the parent's transformers `config`, and fit their sum to whole models.
 
-    `dtype` is the format of weights, cache and arithmetic: fp32, bf16 or fp16. Sub-blocks and whole models are timed in
-    turns as far as memory allows.
+    `dtype` is the format of weights, cache and arithmetic: fp32, bf16 or fp16; the table's workload names it in place of
+    the formats of `workload`, which PyTorch may be unable to compute in. Sub-blocks and whole models are timed in turns as
+    far as memory allows.
     """
     if dtype not in DTYPES:
         raise BefitError(f"latency table: dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    workload = replace(workload, weights=dtype, cache=dtype)
     layers = range(space.shape.layers)
     attention = {v.name: v for i in layers for v in space.attention_variants(i) if not isinstance(v, NoOp)}
     ffn = {v.name: v for i in layers for v in space.ffn_variants(i) if not isinstance(v, NoOp)}
@@ -168,7 +170,8 @@ def measure_table(
 
 def table_key(space: DecoderSpace, workload: Workload, device: Device, dtype: str, effort: Effort = EFFORT) -> str:
     """Names the table that `measure_table` would make: one with the same key may be used again."""
-    return digest("latency", FORMAT, repr((space, workload, device, dtype, effort)))
+    work = replace(workload, weights=dtype, cache=dtype)
+    return digest("latency", FORMAT, repr((space, work, device, dtype, effort)))
 
 
 def measure_models(

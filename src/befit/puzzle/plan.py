@@ -14,7 +14,8 @@ from befit.arch.decoder_space import DecoderSpace
 from befit.budget import Budget, human
 from befit.cost.count import attention_cost, count, ffn_cost
 from befit.cost.device import this_device
-from befit.cost.workload import BYTES, Workload
+from befit.cost.formats import BYTES
+from befit.cost.workload import Workload
 from befit.lm.precision import DTYPES
 from befit.puzzle.config import PuzzleConfig
 from befit.puzzle.job import check, chosen_dtype, workload_of

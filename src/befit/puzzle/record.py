@@ -234,6 +234,10 @@ def _notes(job: Job, chosen: Chosen, results: Mapping[str, Any]) -> list[str]:
         absent = sorted({"uniform", "depth", "greedy", "random"} - set(results))
         if absent:
             notes.append(f"No architecture of this kind meets the budget: {', '.join(absent)}.")
+    if (job.workload.weights, job.workload.cache) != (job.dtype, job.dtype):
+        notes.append(
+            f"Memory is counted with {job.workload.formats}; times were measured in {job.dtype}, which this engine computes in."
+        )
     if job.device.kind == "cpu":
         notes.append(
             "Times were measured on a CPU in plain PyTorch; another engine or device needs its own measurement."
@@ -276,6 +280,7 @@ def price_line(prices: Prices) -> str:
         return "No whole model was kept out of the fit, so the error of predictions is unknown."
     count = len(prices.latency.held_out)
     return (
+        f"Times in {prices.latency.dtype}. "
         f"Predicted latency of {count} whole models that were not in the fit: off by {found['median_error']:.1%} "
         f"at the median, {found['worst_error']:.1%} at worst."
     )
