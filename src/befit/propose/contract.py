@@ -10,6 +10,7 @@ calls by them, so that what a model is told and what is called cannot drift apar
 
 import ast
 import inspect
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -70,14 +71,17 @@ def _stub(function: Callable[..., Any], indent: str) -> list[str]:
     return [f"{indent}def {function.__name__}{shown}:", *(f"{indent}    # {line}" for line in said), f"{indent}    ..."]
 
 
-def parse(source: str) -> ast.Module:
-    """The syntax tree of a proposal.
+def parse(source: str, *, recipe: bool = False) -> ast.Module:
+    """The syntax tree of a proposal; `recipe` if it must bring its own training.
 
     Raises:
-        BadProposal: Not Python (reason "parse"), or without a class `Net` at the top (reason "contract").
+        BadProposal: Not Python (reason "parse"), or without a class `Net` at the top, or without its training (reason
+            "contract").
     """
     try:
-        tree = ast.parse(source)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a backslash that escapes nothing, which models write often
+            tree = ast.parse(source)
     except SyntaxError as error:
         raise BadProposal(f"not Python: {error.msg} in line {error.lineno}", reason="parse") from None
     except ValueError as error:  # a null byte
@@ -90,4 +94,17 @@ def parse(source: str) -> ast.Module:
             f"__init__{inspect.signature(Contract)} and forward(self, x)",
             reason="contract",
         )
+    if recipe:
+        _require_recipe(tree)
     return tree
+
+
+def _require_recipe(tree: ast.Module) -> None:
+    """The training may stand in any class of the file, which `Net` then inherits."""
+    defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    for name, like in {
+        **{name: vars(Contract)[name] for name in RECIPE_METHODS},
+        HYPERPARAMETERS: supported_hyperparameters,
+    }.items():
+        if name not in defined:
+            raise BadProposal(f"no {name}; expected {_stub(like, '')[0].removesuffix(':')}", reason="contract")

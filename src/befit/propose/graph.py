@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from befit.errors import BadProposal
 
@@ -60,9 +61,8 @@ def graph_of(module: nn.Module, in_shape: tuple[int, ...]) -> Graph:
         BadProposal: It does not give a tensor (reason "build"), or looks at numbers (reason "values").
     """
     own = [*module.parameters(), *module.buffers()]
-    device = own[0].device if own else torch.device("cpu")
     before = [one.clone() for one in module.buffers()]
-    graph = _graph(module, _Tracer(), in_shape, device)
+    graph = _graph(module, Tracing(own[0].device if own else torch.device("cpu")), in_shape)
     with torch.no_grad():
         for one, value in zip(module.buffers(), before, strict=True):
             one.copy_(value)  # running statistics have moved
@@ -86,40 +86,80 @@ def traced(build: Callable[[torch.device], nn.Module], in_shape: tuple[int, ...]
 
 
 def _traced(build: Callable[[torch.device], nn.Module], in_shape: tuple[int, ...], device: torch.device) -> Graph:
-    tracer = _Tracer()
-    with device, torch.no_grad(), torch.random.fork_rng(devices=[]), _Literals(tracer), tracer:
-        module = build(device)
-    if not isinstance(module, nn.Module):
-        raise BadProposal(f"Net made {type(module).__name__}, expected a torch.nn.Module", reason="contract")
-    return _graph(module, tracer, in_shape, device)
+    tracing = Tracing(device)
+    return _graph(tracing.build(build), tracing, in_shape)
 
 
-def _graph(module: nn.Module, tracer: "_Tracer", in_shape: tuple[int, ...], device: torch.device) -> Graph:
+def _graph(module: nn.Module, tracing: "Tracing", in_shape: tuple[int, ...]) -> Graph:
     was_training = module.training
-    texts = [_run(module, tracer, in_shape, device, training) for training in (True, False)]
+    for training in (True, False):
+        tracing.forward(module, in_shape, training=training)
+        if tracing.looked:
+            raise BadProposal(
+                f"the network looks at numbers while it runs ({tracing.looked}): it has no one graph", reason="values"
+            )
     module.train(was_training)
     params = sum(one.numel() for one in module.parameters())
-    return Graph(
-        key=_digest("\n".join(["graph", *texts[0], "eval", *texts[1]])), operations=len(texts[0]), params=params
-    )
+    return Graph(key=tracing.key, operations=tracing.operations, params=params)
 
 
-def _run(
-    module: nn.Module, tracer: "_Tracer", in_shape: tuple[int, ...], device: torch.device, train: bool
-) -> list[str]:
-    """The written graph of one forward pass."""
-    module.train(train)
-    with device, torch.no_grad(), torch.random.fork_rng(devices=[]):
-        images = torch.zeros(in_shape)
-        if any(isinstance(one, nn.parameter.UninitializedParameter) for one in module.parameters()):
-            module(images)  # lazy layers learn their shapes
-        tracer.begin(module, images)
-        with _Literals(tracer), tracer:
-            output = module(images)
-    found = [one for one in tree_leaves(output) if isinstance(one, Tensor)]
-    if not found:
-        raise BadProposal(f"forward gave {type(output).__name__}, expected logits (N, classes)", reason="build")
-    return _written([tracer.node(one) for one in found])
+class Tracing:
+    """The making of one network and its forward passes, written down."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._tracer = _Tracer()
+        self._texts = list[list[str]]()
+
+    def build(self, build: Callable[[torch.device], nn.Module]) -> nn.Module:
+        """The network that `build` makes. `BadProposal` (reason "contract") if that is none."""
+        with self._device, torch.random.fork_rng(devices=[]), _Literals(self._tracer), self._tracer:
+            module = build(self._device)
+        if not isinstance(module, nn.Module):
+            raise BadProposal(f"Net made {type(module).__name__}, expected a torch.nn.Module", reason="contract")
+        return module
+
+    def forward(self, module: nn.Module, in_shape: tuple[int, ...], *, training: bool) -> Any:
+        """What the network gives for images; in training with what its backward needs.
+
+        Raises:
+            BadProposal: That holds no tensor (reason "build").
+        """
+        module.train(training)
+        with self._device, torch.set_grad_enabled(training), torch.random.fork_rng(devices=[]):
+            images = torch.zeros(in_shape) if self._device.type == "meta" else torch.randn(in_shape)
+            if any(isinstance(one, nn.parameter.UninitializedParameter) for one in module.parameters()):
+                module(images)  # lazy layers learn their shapes
+            self._tracer.begin(module, images)
+            with _Literals(self._tracer), self._tracer:
+                output = module(images)
+        found = [one for one in tree_leaves(output) if isinstance(one, Tensor)]
+        if not found:
+            raise BadProposal(f"forward gave {type(output).__name__}, expected logits (N, classes)", reason="build")
+        self._texts.append(_written([self._tracer.node(one) for one in found]))
+        return output
+
+    @property
+    def looked(self) -> str:
+        """The operator by which a forward pass looked at numbers, which leaves the network without a graph; or empty."""
+        return self._tracer.looked
+
+    @property
+    def flops(self) -> int:
+        """Of the last forward pass, 2 for a multiply-add, as PyTorch's own counter has them."""
+        return self._tracer.flops
+
+    @property
+    def operations(self) -> int:
+        """Nodes that the logits depend on, in the first pass."""
+        return len(self._texts[0])
+
+    @property
+    def key(self) -> str:
+        """32 hex digits for what was done in training and, if that was run too, in evaluation."""
+        return _digest(
+            "\n".join(["graph", *self._texts[0], *(line for text in self._texts[1:] for line in ("eval", *text))])
+        )
 
 
 @dataclass(eq=False)
@@ -150,10 +190,12 @@ class _Tracer(TorchDispatchMode):
         self._same = dict[tuple[Any, ...], _Node]()
         self._time = 0
         self._forward = False
+        self.looked = ""
+        self.flops = 0
 
     def begin(self, module: nn.Module, images: Tensor) -> None:
         """A forward pass begins: parameters and the images are leaves, whatever made them."""
-        self._forward, self._same = True, {}
+        self._forward, self._same, self.flops = True, {}, 0
         for one in module.parameters():
             self._leaf(one, f"parameter {_form(one)} {'trained' if one.requires_grad else 'fixed'}")
         self._leaf(images, f"images {_form(images)}")
@@ -192,11 +234,13 @@ class _Tracer(TorchDispatchMode):
         kwargs = kwargs or {}
         name = func.__name__
         if self._forward and (name.startswith(_LOOKS) or (name == "index.Tensor" and _by_mask(args[1]))):
-            raise BadProposal(
-                f"the network looks at numbers while it runs ({name}): it has no one graph", reason="values"
-            )
+            self.looked = name
+            if any(one.is_meta for one in tree_leaves(args) if isinstance(one, Tensor)):
+                raise BadProposal(f"the network looks at numbers ({name}) on the meta device", reason="values")
         takes = tuple(self.node(one) for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor))
         result = func(*args, **kwargs)
+        if func.overloadpacket in flop_registry:
+            self.flops += flop_registry[func.overloadpacket](*args, **kwargs, out_val=result)
         self._time += 1
         outputs = [one for one in tree_leaves(result) if isinstance(one, Tensor)]
         node = self._operation(name, (args, kwargs), takes, outputs)

@@ -9,6 +9,7 @@ here (`answers.accuracy`). What `value` says was said by a process that ran the 
 and gates, and never is a score.
 """
 
+import contextlib
 import json
 import os
 import select
@@ -231,7 +232,8 @@ class Sandbox:
         server, self._server = self._server, None
         if server is None or server.stdin is None or server.stdout is None:
             return
-        server.stdin.close()  # the server, and a watcher that is at work, end when this closes
+        with contextlib.suppress(BrokenPipeError):  # a request that a dead server did not take
+            server.stdin.close()  # the server, and a watcher that is at work, end when this closes
         try:
             server.wait(timeout=5)
         except subprocess.TimeoutExpired:

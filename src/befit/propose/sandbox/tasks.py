@@ -4,15 +4,13 @@ A task is a module-level function (source, arguments, folder) -> plain dictionar
 `Net(in_shape, out_shape, prm, device)`, with `in_shape` = (N, channels, height, width) and `out_shape` = (classes,).
 """
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from befit.errors import TrialFailed
+from befit.propose.network import Maker, network, run
 from befit.propose.sandbox.answers import ARRAYS
-from befit.propose.sandbox.candidate import SOURCE_NAME
 
 TINY = """
 from torch import nn
@@ -28,29 +26,9 @@ class Net(nn.Module):
 """A network of the contract, to warm up with."""
 
 
-def run(source: str, arguments: Mapping[str, Any] | None = None) -> ModuleType:
-    """Run the source as a module named `candidate`, which finds `arguments` by that name."""
-    module = ModuleType("candidate")
-    module.__dict__["arguments"] = dict(arguments or {})
-    sys.modules["candidate"] = module  # where dataclasses and pickle look for the module of a class
-    exec(compile(source, SOURCE_NAME, "exec", dont_inherit=True), module.__dict__)
-    return module
-
-
 def execute(source: str, arguments: Mapping[str, Any], _folder: Path) -> Mapping[str, Any]:
     """Run the source; its answer is the dictionary that it calls `answer`."""
     return vars(run(source, arguments)).get("answer", {})
-
-
-def _network(source: str, arguments: Mapping[str, Any], device: str) -> Any:
-    import torch
-
-    module = run(source)
-    if "Net" not in vars(module):
-        raise TrialFailed("there is no class Net", reason="invalid")
-    shapes = tuple(arguments["in_shape"]), tuple(arguments["out_shape"])
-    with torch.device(device):
-        return module.Net(*shapes, dict(arguments["prm"]), torch.device(device))
 
 
 def build(source: str, arguments: Mapping[str, Any], _folder: Path) -> Mapping[str, Any]:
@@ -69,10 +47,10 @@ def build(source: str, arguments: Mapping[str, Any], _folder: Path) -> Mapping[s
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    network = _network(source, arguments, "meta")
+    net = network(source, arguments, "meta")
     images = torch.empty(tuple(arguments["in_shape"]), device="meta")
     with FlopCounterMode(display=False) as counter:
-        logits = network.train()(images)
+        logits = net.train()(images)
     wanted = (images.shape[0], arguments["out_shape"][0])
     if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != wanted:
         found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
@@ -80,8 +58,23 @@ def build(source: str, arguments: Mapping[str, Any], _folder: Path) -> Mapping[s
     if not logits.requires_grad:
         raise TrialFailed("no parameter has a part in the output, so there is nothing to train", reason="invalid")
     logits.sum().backward()
-    params = sum(one.numel() for one in network.parameters())
+    params = sum(one.numel() for one in net.parameters())
     return {"params": params, "flops": counter.get_total_flops() // images.shape[0]}
+
+
+def inspect(source: str, arguments: Mapping[str, Any], _folder: Path) -> Mapping[str, Any]:
+    """All that can be known of a network without data: see `inspection.inspected`, whose params, flops and graph are returned.
+
+    Args:
+        source: Defines `Net`.
+        arguments: in_shape (N, channels, height, width), out_shape (classes,), prm (hyper-parameters); recipe, if the file's
+            own training is to be tried too.
+    """
+    from befit.propose.inspection import inspected
+
+    classes = arguments["out_shape"][0]
+    made = Maker(source, arguments)
+    return inspected(made, tuple(arguments["in_shape"]), classes, recipe=arguments.get("recipe", False))
 
 
 def train(source: str, arguments: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
@@ -109,17 +102,17 @@ def train(source: str, arguments: Mapping[str, Any], folder: Path) -> Mapping[st
         torch.from_numpy(np.load(folder / f"{name}.npy", allow_pickle=False)).to(device)
         for name in ("train_images", "train_labels", "test_images")
     )
-    network = _network(source, arguments, device).to(device).train()
-    optimizer = torch.optim.SGD(network.parameters(), lr=prm.get("lr", 0.1), momentum=prm.get("momentum", 0.9))
+    net = network(source, arguments, device).to(device).train()
+    optimizer = torch.optim.SGD(net.parameters(), lr=prm.get("lr", 0.1), momentum=prm.get("momentum", 0.9))
     loss = torch.zeros(())
     for _ in range(arguments["epochs"]):
         for chosen in torch.randperm(len(images), device=device).split(arguments["batch"]):
-            loss = cross_entropy(network(images[chosen]), labels[chosen])
+            loss = cross_entropy(net(images[chosen]), labels[chosen])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
     with torch.no_grad():
-        logits = torch.cat([network.eval()(part) for part in unseen.split(arguments["batch"])])
+        logits = torch.cat([net.eval()(part) for part in unseen.split(arguments["batch"])])
     save_file({"logits": logits.float().cpu().contiguous()}, folder / ARRAYS)
     return {"loss": float(loss)} if loss.isfinite() else {}
 
@@ -129,4 +122,6 @@ def warm() -> None:
     import torch
 
     torch.set_num_threads(1)
-    build(TINY, {"in_shape": (2, 3, 8, 8), "out_shape": (10,), "prm": {}}, Path())
+    shapes = {"in_shape": (2, 3, 8, 8), "out_shape": (10,), "prm": {}}
+    build(TINY, shapes, Path())
+    inspect(TINY, shapes, Path())
