@@ -10,6 +10,7 @@
     befit report       draw a run's report anew
     befit solve        choose options under bounds, from a plain table or a run directory
     befit measure      measure the cost table of a parent on this device
+    befit propose      let a language model write image classifiers, and keep the best
     befit fingerprint  say which proposed networks are the same, whatever their code looks like
     befit sandbox      say what proposed code is kept from on this machine, by trying it
     befit parent       train the embedded parent, or prepare its tokens
@@ -23,7 +24,7 @@ from collections.abc import Callable, Sequence
 
 from befit.cli.images import export_verb, predict_verb, search_verb
 from befit.cli.language import elastic_verb, measure_verb, parent_verb, puzzle_verb, solve_verb
-from befit.cli.propose import fingerprint_verb
+from befit.cli.propose import fingerprint_verb, propose_verb
 from befit.cli.runs import cut_verb, report_verb, resume_verb
 from befit.cli.sandbox import sandbox_verb
 from befit.errors import BefitError
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "report": report_verb,
         "solve": solve_verb,
         "measure": measure_verb,
+        "propose": propose_verb,
         "fingerprint": fingerprint_verb,
         "sandbox": sandbox_verb,
         "parent": parent_verb,

@@ -1,14 +1,17 @@
-"""Verbs for networks that are proposed as code: fingerprint."""
+"""Verbs for networks that are proposed as code: propose, fingerprint."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from befit.cli.shown import say, show_lines
+from befit.cli.shown import quiet, say, show_lines, show_rows
 from befit.errors import BadProposal
+
+if TYPE_CHECKING:
+    from befit.propose.config import ProposeConfig
 
 
 def fingerprint_verb(arguments: Sequence[str]) -> None:
@@ -93,3 +96,27 @@ def _text(file: Path) -> str:
         raise BadProposal(f"cannot be read: {error.strerror}") from None
     except (SyntaxError, UnicodeDecodeError) as error:
         raise BadProposal(f"not Python: {error}", reason="parse") from None
+
+
+def propose_verb(arguments: Sequence[str]) -> None:
+    """Let a model write image classifiers for your data."""
+    from befit.propose.config import ProposeConfig
+
+    run_propose(tyro.cli(ProposeConfig, args=arguments, prog="befit propose"))
+
+
+def run_propose(config: "ProposeConfig") -> None:
+    """Run the loop with progress bars, and print the funnel and the best networks."""
+    from befit.progress import Bars
+    from befit.propose.loop import propose
+    from befit.propose.summary import lines, table_rows
+
+    if config.sandbox == "none":
+        say(
+            "--sandbox none: proposed code runs with your rights, on your files and your network; only its time is held."
+        )
+    quiet()
+    with Bars() as progress:
+        summary = propose(config, progress=progress, say=say)
+    show_rows(table_rows(summary), summary["title"])
+    show_lines(lines(summary))

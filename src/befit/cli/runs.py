@@ -10,6 +10,7 @@ import tyro
 
 from befit.cli.images import cut_search, run_search
 from befit.cli.language import run_elastic, run_puzzle
+from befit.cli.propose import run_propose
 from befit.cli.shown import quiet
 from befit.errors import BadBudget, RunConflict
 
@@ -80,6 +81,10 @@ def resume_verb(arguments: Sequence[str]) -> None:
             from befit.search.config import SearchConfig
 
             run_search(replace(SearchConfig.from_json(told), out=run))
+        elif told.get("verb") == "propose":
+            from befit.propose.config import ProposeConfig
+
+            run_propose(replace(ProposeConfig.from_json(told), out=run))
         else:
             from befit.puzzle.config import PuzzleConfig
 

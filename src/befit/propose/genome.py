@@ -1,11 +1,13 @@
 """Networks as JSON: what the choices of a space look like in a prompt, and the arch that an answer holds.
 
 Small models write one JSON object far more reliably than a hundred lines of code, and whatever they write is either an arch
-of the space or refused with the space's own words.
+of the space or refused with the space's own words. `write` makes a file of the contract from it, so that gate, fingerprint and
+sandbox see a network like any other.
 """
 
+import ast
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from befit.arch.space import Arch, Choice, Space, Value
@@ -88,3 +90,53 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no number here")
+
+
+SOURCE = '''\
+"""A network of befit's space {name}, written from its arch."""
+
+from torch import nn
+
+from befit.propose.genome import network
+
+ARCH = {arch}
+
+
+class Net(nn.Module):
+    def __init__(self, in_shape, out_shape, prm, device):
+        super().__init__()
+        self.body = network({name!r}, {options!r}, ARCH, in_shape, out_shape)
+
+    def forward(self, x):
+        return self.body(x)
+'''
+
+
+def write(name: str, options: Mapping[str, Any], arch: Arch) -> str:
+    """The arch of the space `name`, made with these options, as a file of the contract."""
+    return SOURCE.format(name=name, options=dict(options), arch=arch.to_json())
+
+
+def arch_in(source: str) -> dict[str, Value]:
+    """The arch that `write` wrote into a file, as JSON. Raises `BadProposal` if there is none."""
+    for statement in ast.parse(source).body:
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "ARCH":
+            return ast.literal_eval(statement.value)
+    raise BadProposal("the file was not written from an arch: it has no ARCH", reason="no-genome")
+
+
+def network(
+    name: str,
+    options: Mapping[str, Any],
+    arch: Mapping[str, Value],
+    in_shape: tuple[int, int, int, int],
+    out_shape: tuple[int, ...],
+) -> Any:
+    """The torch module of an arch for images (N, channels, height, width) and (classes,)."""
+    from befit.arch.task import ImageTask
+    from befit.vision.checkpoint import blueprint_of
+
+    _, channels, height, width = in_shape
+    blueprint = blueprint_of(name, options)
+    task = ImageTask(channels=channels, height=height, width=width, classes=out_shape[0])
+    return blueprint.build(blueprint.space.arch(arch), task)

@@ -128,6 +128,23 @@ def train(
         return _Training(model, data, config or TrainConfig(), torch.device(device), seed).run(report, stop)
 
 
+def fit(
+    model: nn.Module,
+    data: Images,
+    config: TrainConfig | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+) -> float:
+    """Train `model` in place as `train` does, with no look at any split but the training images; the epochs that took.
+
+    Raises `TrialFailed` likewise.
+    """
+    with failures_named(), torch.random.fork_rng(), _fastest_kernels():
+        torch.manual_seed(seed)
+        return _Training(model, data, config or TrainConfig(), torch.device(device), seed).fit()
+
+
 def accuracy(
     model: nn.Module, split: Split, data: Images, device: str | torch.device = "cpu", *, exact: bool = False
 ) -> float:
@@ -252,6 +269,12 @@ class _Training:
             steps=self.steps,
             stopped=stopped,
         )
+
+    def fit(self) -> float:
+        while not self.over and self.share() < 1:
+            self.epoch()
+        self.model.to(memory_format=torch.contiguous_format).eval()  # pyright: ignore[reportCallIssue]
+        return self.steps / self.per_epoch
 
     def seconds(self) -> float:
         return time.monotonic() - self.begin

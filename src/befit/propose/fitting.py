@@ -1,0 +1,148 @@
+"""Inside the sandbox: train a candidate on images and label others. What comes out are logits, and weights if they are wanted.
+
+Labels of the images to be labelled never enter, so nothing that runs here can know its score. In the network track befit
+trains, by the recipe of `befit.vision.training`; in the recipe track the file's own `train_setup` and `learn` do.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from befit.errors import TrialFailed
+from befit.propose.network import Maker
+from befit.propose.sandbox.answers import ARRAYS
+
+UNSEEN = ("validation", "test")
+"""Images that are labelled: those of which there is a file NAME_images.npy."""
+
+
+def fit(source: str, arguments: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    """Train `Net` on train_images.npy and train_labels.npy, then label the images of `UNSEEN` that there are.
+
+    Args:
+        source: Defines `Net`.
+        arguments: in_shape, out_shape, prm; mean and std of each channel; training (fields of `TrainConfig`); seed, device;
+            recipe (whether the file trains itself); keep (whether the weights are wanted, in the order of `state`).
+        folder: The candidate's own.
+
+    Returns:
+        epochs, the passes over the images. The logits, float32 (N, classes), and the weights' bytes go into a file.
+
+    Raises:
+        TrialFailed: The loss left the numbers, the memory is full, time is over.
+    """
+    import numpy as np
+    import torch
+    from safetensors.torch import save_file
+
+    from befit.vision.training import TrainConfig
+    from befit.vision.training import fit as fit_weights
+
+    device, seed = torch.device(arguments["device"]), arguments["seed"]
+    torch.manual_seed(seed)
+    images = _images(folder, arguments, np.load)
+    config = TrainConfig(**arguments["training"])
+    made = Maker(source, arguments)
+    network = made(device).to(device)
+    epochs = float(config.epochs)
+    if arguments["recipe"]:
+        _learn(network, made.prm, images, config, seed)
+    else:
+        epochs = fit_weights(network, images, config, device=device, seed=seed)
+    told = dict[str, Any]()
+    for name in UNSEEN:
+        if (file := folder / f"{name}_images.npy").exists():
+            told[name] = _logits(network, torch.from_numpy(np.load(file)), images, device)
+    if arguments["keep"]:
+        told["weights"] = torch.cat([_bytes(held) for held in network.state_dict().values()])
+    save_file(told, folder / ARRAYS)
+    return {"epochs": epochs}
+
+
+def state(source: str, arguments: Mapping[str, Any], _folder: Path) -> Mapping[str, Any]:
+    """The tensors that the network's weights consist of, in order: {"tensors": [[name, shape, number format], …]}."""
+    import torch
+
+    network = Maker(source, arguments)(torch.device("cpu")).eval()
+    with torch.no_grad():
+        network(torch.zeros(2, *arguments["in_shape"][1:]))  # some layers find their size in the first batch
+    found = network.state_dict().items()
+    return {"tensors": [[name, list(held.shape), str(held.dtype).removeprefix("torch.")] for name, held in found]}
+
+
+def warm() -> None:
+    """Import what training needs, once for all candidates."""
+    import befit.vision.checkpoint
+    import befit.vision.training  # noqa: F401
+
+
+class Batches:
+    """What `learn` gets: one pass over the training images in a new order, like a DataLoader."""
+
+    def __init__(self, images: Any, config: Any, seed: int) -> None:
+        import torch
+
+        self.images, self.config = images, config
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.images.train) / self.config.batch)
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        import torch
+
+        from befit.vision.training import augmentation, augmented
+
+        how, held = augmentation(self.images, self.config), self.images.train
+        for rows in torch.randperm(len(held), generator=self.generator).split(self.config.batch):
+            seeds = torch.rand(len(rows), 3, generator=self.generator)
+            yield augmented(self.images.normalised(held.images[rows]), seeds, *how), held.labels[rows]
+
+
+def _learn(network: Any, prm: Any, images: Any, config: Any, seed: int) -> None:
+    """The file's own training, for the epochs that all have; what it leaves must be numbers."""
+    network.train_setup(prm)
+    batches = Batches(images, config, seed)
+    for _ in range(config.epochs):
+        network.train()
+        network.learn(batches)
+    if not all(weight.isfinite().all() for weight in network.parameters()):
+        raise TrialFailed("weights are not numbers any more; a lower learning rate may help", reason="nan")
+
+
+def _images(folder: Path, arguments: Mapping[str, Any], load: Any) -> Any:
+    """The training images as befit's training takes them; there is nothing to choose by or to test on."""
+    import torch
+
+    from befit.vision.data import Images, Sealed, Split
+
+    images, labels = (torch.from_numpy(load(folder / f"train_{name}.npy")) for name in ("images", "labels"))
+    train = Split(images=images, labels=labels)
+    nothing = train.take(torch.zeros(0, dtype=torch.int64))
+    return Images(
+        train=train,
+        validation=nothing,
+        test=Sealed(nothing),
+        classes=tuple(str(place) for place in range(arguments["out_shape"][0])),
+        mean=tuple(arguments["mean"]),
+        std=tuple(arguments["std"]),
+        source="the images given",
+    )
+
+
+def _logits(network: Any, unseen: Any, images: Any, device: Any) -> Any:
+    import torch
+
+    from befit.vision.training import EVALUATED
+
+    network.eval()
+    with torch.no_grad():
+        found = [network(images.normalised(part.to(device))).float().cpu() for part in unseen.split(EVALUATED)]
+    return torch.cat(found).contiguous()
+
+
+def _bytes(held: Any) -> Any:
+    import torch
+
+    return held.detach().cpu().contiguous().reshape(-1).view(torch.uint8)

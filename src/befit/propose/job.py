@@ -1,0 +1,270 @@
+"""What all proposals of one run share: the run directory, the images, the sandboxes, and the lanes in which they are made.
+
+A lane is an arm on a dataset with a seed. Lanes know nothing of each other: each has its own archive, and makes proposal
+after proposal from what it has seen itself.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from befit.arch.mobile import options_for
+from befit.arch.space import Space
+from befit.errors import BadProposal, RunConflict
+from befit.progress import Progress
+from befit.propose import fitting, genome
+from befit.propose.archive import Scored
+from befit.propose.arms import Arm, arms_of
+from befit.propose.attempts import Attempts
+from befit.propose.config import ProposeConfig
+from befit.propose.fingerprint import runs, similarity
+from befit.propose.gate import Gate
+from befit.propose.judge import PRM, Training, guessing
+from befit.propose.prompt import Task
+from befit.propose.proposal import Known, Proposal
+from befit.propose.proposers import Proposer, proposer_of
+from befit.propose.records import Records
+from befit.propose.sandbox import tasks
+from befit.propose.sandbox.box import Sandbox
+from befit.rundir import Run, digest, write_json
+from befit.vision.blueprint import Blueprint
+from befit.vision.checkpoint import blueprint_of
+from befit.vision.data import Images, load_images
+
+TABLES = "proposals.sqlite"
+"""The file with the proposals and the attempts of a run."""
+
+REDONE = (
+    "out", "proposals", "seeds", "cache", "patience", "timeout", "key_variable", "prices", "device", "final", "memory",
+)  # fmt: skip
+"""Settings that may change in an existing run directory."""
+
+GIB = 2**30
+
+
+@dataclass(kw_only=True)
+class Lane:
+    """One arm on one dataset with one seed."""
+
+    arm: Arm
+    dataset: str
+    seed: int
+    images: Images
+    chance: float
+    """Accuracy that a network must exceed to be above chance."""
+    task: Task
+    """What the model is told."""
+    proposer: Proposer
+    space: Space | None
+    """Of genomes."""
+    options: Mapping[str, Any]
+    """With which that space was made."""
+    given: tuple[Scored, ...] = ()
+    """Networks known from the start."""
+    rows: list[Proposal] = field(default_factory=list[Proposal])
+    """What was proposed so far, in order."""
+
+    @property
+    def name(self) -> str:
+        """For a folder and a message."""
+        return "-".join(part for part in (self.arm.name, self.dataset, str(self.seed)) if part)
+
+    def rng(self, number: int, what: str) -> random.Random:
+        """Draws for one purpose of one proposal, the same in any process."""
+        return random.Random(self.seed_of(number, what))
+
+    def seed_of(self, number: int, what: str) -> int:
+        """A seed that no other purpose, proposal or lane has."""
+        return int(digest("seed", what, self.arm.name, self.dataset, self.seed, number)[:7], 16)
+
+    def scored(self, before: int) -> list[Scored]:
+        """The networks that were trained before proposal `before`, and those known from the start."""
+        rows = [row for row in self.rows if row.number < before and row.accuracy is not None and row.same_as is None]
+        return [*self.given, *(self._scored(row, row.accuracy) for row in rows if row.accuracy is not None)]
+
+    def _scored(self, row: Proposal, accuracy: float) -> Scored:
+        text = genome.shown(self.space.arch(genome.arch_in(row.source))) if self.space is not None else row.source
+        return Scored(
+            number=row.number,
+            key=row.graph or row.tree,
+            text=text,
+            dataset=self.dataset,
+            accuracy=accuracy,
+            note="" if row.params is None else f"{row.params:,} parameters",
+        )
+
+    def seen(self, number: int) -> Callable[[str, str], Known | None]:
+        """What the gate asks: the first proposal before this one that has the key."""
+
+        def look(rung: str, key: str) -> Known | None:
+            for row in self.rows:
+                own = row.tree if rung == "tree" else row.graph
+                if row.number < number and own and key in (own, f"{own}+{row.recipe}"):
+                    first = row.number if row.same_as is None else row.same_as
+                    return Known(number=first, accuracy=row.accuracy, reason=row.reason)
+            return None
+
+        return look
+
+
+@dataclass(kw_only=True)
+class ProposeJob:
+    """One run of `befit propose`."""
+
+    config: ProposeConfig
+    run: Run
+    progress: Progress
+    say: Callable[[str], None]
+    records: Records
+    attempts: Attempts
+    images: Mapping[str, Images]
+    """By dataset."""
+    lanes: list[Lane]
+    training: Training
+    """Of every proposal."""
+
+    @staticmethod
+    def open(config: ProposeConfig, progress: Progress, say: Callable[[str], None]) -> "ProposeJob":
+        """Read the images, make or re-enter the run directory, and see that whoever proposes is there.
+
+        Raises `BadData`, `BadBudget`, `RunConflict`, `UnsupportedModel`, or `BefitError` for a model that does not answer.
+        """
+        arms = arms_of(config)
+        images = {name: load_images(source, size=config.size) for name, source in config.datasets.items()}
+        run = Run.open(config.out, config.to_json(), may_change=REDONE)
+        records = Records(run.folder / TABLES)
+        device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+        job = ProposeJob(
+            config=config,
+            run=run,
+            progress=progress,
+            say=say,
+            records=records,
+            attempts=Attempts(run.folder / TABLES),
+            images=images,
+            lanes=[],
+            training=Training(
+                config=config.train,
+                recipe=config.recipe,
+                device=device,
+                seconds=config.seconds,
+                memory_bytes=round(config.memory * GIB),
+                prm={**PRM, "batch": config.train.batch, "epoch": config.train.epochs, **config.hyperparameters},
+            ),
+        )
+        job.lanes = [job._lane(arm, name, seed) for seed in range(config.seeds) for name in images for arm in arms]
+        job._remember_data()
+        return job
+
+    @property
+    def open_rows(self) -> list[tuple[int, Lane]]:
+        """What is left to be proposed: number and lane, lanes in turn so that all get as far at any time."""
+        return [
+            (number, lane)
+            for number in range(self.config.proposals)
+            for lane in self.lanes
+            if not any(row.number == number for row in lane.rows)
+        ]
+
+    @contextmanager
+    def sandboxes(self) -> Iterator[tuple[Sandbox, Sandbox]]:
+        """Where networks are built, and where they are trained: the same place, but for a GPU."""
+        with ExitStack() as stack:
+            warm = (tasks.warm, fitting.warm)
+            building = stack.enter_context(Sandbox(backend=self.config.sandbox, warm=warm))
+            training = building
+            if self.training.device != "cpu":
+                training = stack.enter_context(Sandbox(backend=self.config.sandbox, warm=(), gpu=True))
+            stack.callback(lambda: [lane.proposer.close() for lane in self.lanes])
+            yield building, training
+
+    def gate(self, sandbox: Sandbox, images: Images) -> Gate:
+        """The gate for one dataset."""
+        return Gate(
+            sandbox,
+            in_shape=in_shape(self.config, images),
+            classes=images.task.classes,
+            prm=self.training.prm,
+            budget=self.config.bounds,
+            recipe=self.config.recipe,
+        )
+
+    def _lane(self, arm: Arm, dataset: str, seed: int) -> Lane:
+        images = self.images[dataset]
+        blueprint, options = space_of(arm.config, images)
+        done = [row for row in self.records.proposals(arm=arm.name, dataset=dataset, seed=seed) if row.done]
+        return Lane(
+            arm=arm,
+            dataset=dataset,
+            seed=seed,
+            images=images,
+            chance=guessing(images.validation.labels),
+            task=self._told(dataset, images),
+            proposer=proposer_of(arm.config, images.task, blueprint and blueprint.space, self.training.device, seed),
+            space=blueprint and blueprint.space,
+            options=options,
+            rows=[row for row in done if row.number < self.config.proposals],
+        )
+
+    def _told(self, dataset: str, images: Images) -> Task:
+        config, task = self.config, images.task
+        values = ", ".join(f"{name}={value:g}" for name, value in self.training.prm.items())
+        if config.recipe:
+            training = f"It trains itself: learn is called for {config.train.epochs} epochs. prm holds {values}."
+        else:
+            length = f"{config.train.seconds:g} s" if config.train.seconds else f"{config.train.epochs} epochs"
+            training = (
+                f"befit trains it for {length} with {config.train.optimizer}, batches of {config.train.batch} and a cosine "
+                f"schedule, from fresh weights. prm holds {values}."
+            )
+        return Task(
+            dataset=dataset,
+            images=(task.channels, task.height, task.width),
+            classes=task.classes,
+            training=training,
+            budget=config.budget or "",
+        )
+
+    def _remember_data(self) -> None:
+        """Raise `RunConflict` if the images are not those with which the run was begun."""
+        facts = {name: one.fingerprint for name, one in self.images.items()}
+        key = digest("data", facts)
+        before = [done.parent.name for done in self.run.folder.glob("stages/data-*/done.json")]
+        if before and f"data-{key}" not in before:
+            raise RunConflict(
+                f"the images of {', '.join(facts)} are not those with which {self.config.out} was begun; give another --out"
+            )
+        self.run.stage("data", key, lambda folder: write_json(folder / "data.json", facts))
+
+
+def in_shape(config: ProposeConfig, images: Images) -> tuple[int, int, int, int]:
+    """What a network is told of its images: a batch of them."""
+    task = images.task
+    return config.train.batch, task.channels, task.height, task.width
+
+
+def space_of(config: ProposeConfig, images: Images) -> tuple[Blueprint | None, Mapping[str, Any]]:
+    """The space of genomes and the options with which it was made; None where code is asked for."""
+    if config.form != "genome":
+        return None, {}
+    small = min(images.task.height, images.task.width) < 16
+    options = {"cell": {"cells": 1} if small else {}, "mobile": options_for(images.task)}[config.space]
+    return blueprint_of(config.space, options), options
+
+
+def similar(a: Scored, b: Scored) -> float:
+    """How alike two networks are, 0 .. 1: shared runs of their trees, or shared lines of their genomes."""
+    return similarity(_pieces(a.text), _pieces(b.text))
+
+
+@lru_cache(maxsize=4096)
+def _pieces(text: str) -> frozenset[int]:
+    try:
+        return runs(text)
+    except BadProposal:
+        return frozenset(hash(line) for line in text.splitlines())

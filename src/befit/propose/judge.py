@@ -1,0 +1,206 @@
+"""What a candidate is worth: it is trained in the sandbox, labels images there, and is scored here, where the labels are.
+
+    judged = judge(sandbox, source, images, Training(config=TrainConfig(epochs=8)), seed=0)
+
+The score is made of logits that came back as plain arrays. A candidate that was too slow, too large, or whose numbers are
+none costs one trial and has a reason. `judge_best` does the same once more for the network that is kept: with its weights, and
+with the test images.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor, from_numpy
+
+from befit.errors import BadData, TrialFailed
+from befit.propose import fitting
+from befit.propose.sandbox.answers import Expected, accuracy
+from befit.propose.sandbox.box import Result, Sandbox
+from befit.propose.sandbox.limits import MIB, Limits
+from befit.vision.data import Images, Split
+from befit.vision.training import TrainConfig
+
+PRM: Mapping[str, float] = {"lr": 0.01, "momentum": 0.9, "dropout": 0.2, "batch": 64, "epoch": 8}
+"""Values of the hyper-parameters that LEMUR's files know by name; the network track reads `dropout` alone."""
+
+DEVIATIONS = 2.0
+"""How many standard deviations of a guess's accuracy a network must lie above it to beat guessing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How every candidate of a run is trained, and within which bounds."""
+
+    config: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=8))
+    """Epochs, batch, optimizer; in the recipe track only epochs, batch and augmentation count."""
+    recipe: bool = False
+    """Whether files bring their own training."""
+    device: str = "cpu"
+    """cpu or cuda; a GPU needs a sandbox that lets candidates see it."""
+    seconds: float = 120.0
+    """Wall clock of one candidate, above 0."""
+    memory_bytes: int = 4096 * MIB
+    """Memory of one candidate beside its images."""
+    prm: Mapping[str, float] = field(default_factory=lambda: dict(PRM))
+    """Hyper-parameters by name, as networks get them."""
+
+    def __post_init__(self) -> None:
+        if not self.seconds > 0 or not self.memory_bytes > 0:
+            raise BadData(f"training: seconds and memory must be above 0, got {self.seconds}, {self.memory_bytes}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What became of a candidate's training."""
+
+    accuracy: float | None = None
+    """On the validation images, 0 .. 1; None if it has none."""
+    reason: str = ""
+    """Why it has none: one of `errors.REASONS`."""
+    said: str = ""
+    """One line on that."""
+    seconds: float = 0.0
+    """Wall clock."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """The network that a run keeps."""
+
+    validation: float
+    """Accuracy on the validation images, 0 .. 1."""
+    test: float
+    """On the test images."""
+    weights: Mapping[str, Tensor]
+    """Its `state_dict`, on the CPU."""
+    seconds: float
+    """Of training."""
+
+
+def judge(sandbox: Sandbox, source: str, images: Images, training: Training, *, seed: int) -> Judged:
+    """Train, and score on the validation images. What a candidate may do wrong is a reason, no error."""
+    expects = {"validation": _logits(images, len(images.validation))}
+    result = _trained(sandbox, source, images, training, _arguments(images, training, seed), expects)
+    if not result.ok:
+        return Judged(reason=result.reason or "crash", said=result.message, seconds=result.seconds)
+    labels = images.validation.labels.numpy()
+    return Judged(accuracy=accuracy(result.arrays["validation"], labels), seconds=result.seconds)
+
+
+def judge_best(
+    sandbox: Sandbox,
+    source: str,
+    images: Images,
+    test: Split,
+    training: Training,
+    *,
+    seed: int,
+) -> Kept:
+    """Train the network that was chosen, for good, and score it on the test split too.
+
+    Raises `TrialFailed` if it cannot be trained; no test image has then been labelled.
+    """
+    arguments = _arguments(images, training, seed)
+    told = sandbox.run(fitting.state, source=source, arguments=arguments, limits=_limits(training, {}))
+    if not told.ok:
+        raise TrialFailed(told.message, reason=told.reason or "crash")
+    tensors = [(str(name), tuple(shape), np.dtype(form)) for name, shape, form in told.value["tensors"]]
+    size = sum(math.prod(shape) * form.itemsize for _, shape, form in tensors)
+    expects = {
+        "validation": _logits(images, len(images.validation)),
+        "test": _logits(images, len(test)),
+        "weights": Expected(shape=(size,), dtype="uint8"),
+    }
+    result = _trained(sandbox, source, images, training, arguments, expects, test)
+    if not result.ok:
+        raise TrialFailed(result.message, reason=result.reason or "crash")
+    return Kept(
+        validation=accuracy(result.arrays["validation"], images.validation.labels.numpy()),
+        test=accuracy(result.arrays["test"], test.labels.numpy()),
+        weights=_split(result.arrays["weights"], tensors),
+        seconds=result.seconds,
+    )
+
+
+def guessing(labels: Tensor) -> float:
+    """The accuracy that a network must exceed to beat guessing: that of the commonest class, and two standard deviations.
+
+    The deviation is that of the share of hits in as many independent guesses as there are labels (N,).
+    """
+    share = labels.bincount().max().item() / len(labels)
+    return share + DEVIATIONS * math.sqrt(share * (1 - share) / len(labels))
+
+
+def _trained(
+    sandbox: Sandbox,
+    source: str,
+    images: Images,
+    training: Training,
+    arguments: Mapping[str, Any],
+    expects: Mapping[str, Expected],
+    test: Split | None = None,
+) -> Result:
+    """Train and label; which arrays are expected says whether the weights are wanted."""
+    files = {
+        "train_images": images.train.images.numpy(),
+        "train_labels": images.train.labels.numpy(),
+        "validation_images": images.validation.images.numpy(),
+    }
+    if test is not None:
+        files["test_images"] = test.images.numpy()
+    return sandbox.run(
+        fitting.fit,
+        source=source,
+        arguments={**arguments, "keep": "weights" in expects},
+        files=files,
+        expects=expects,
+        limits=_limits(training, files, sum(one.bytes for one in expects.values())),
+        fresh=training.device != "cpu",
+    )
+
+
+def _arguments(images: Images, training: Training, seed: int) -> dict[str, Any]:
+    task = images.task
+    return {
+        "in_shape": (training.config.batch, task.channels, task.height, task.width),
+        "out_shape": (task.classes,),
+        "prm": dict(training.prm),
+        "mean": images.mean,
+        "std": images.std,
+        "training": asdict(training.config),
+        "recipe": training.recipe,
+        "seed": seed,
+        "device": training.device,
+    }
+
+
+def _limits(training: Training, files: Mapping[str, np.ndarray], answer: int = 0) -> Limits:
+    """Bounds that leave room for the images given: on disk once, in memory as bytes and as the floats of a batch."""
+    given = sum(one.nbytes for one in files.values())
+    start = 30.0 if training.device != "cpu" else 0.0  # Python and CUDA, anew for each
+    usual = Limits()
+    return Limits(
+        wall_seconds=training.seconds + start,
+        cpu_seconds=math.ceil(4 * (training.seconds + start)),
+        memory_bytes=training.memory_bytes + 2 * given,
+        file_bytes=usual.file_bytes + answer,
+        folder_bytes=usual.folder_bytes + given + answer,
+        processes=usual.processes if training.device == "cpu" else 256,
+    )
+
+
+def _logits(images: Images, count: int) -> Expected:
+    return Expected(shape=(count, len(images.classes)))
+
+
+def _split(weights: np.ndarray, tensors: list[tuple[str, tuple[int, ...], np.dtype]]) -> dict[str, Tensor]:
+    """The tensors whose bytes stand one after the other."""
+    found, place = dict[str, Tensor](), 0
+    for name, shape, form in tensors:
+        size = math.prod(shape) * form.itemsize
+        found[name] = from_numpy(weights[place : place + size].copy().view(form).reshape(shape))
+        place += size
+    return found

@@ -1,0 +1,243 @@
+"""`befit propose` from images to the best network that a model wrote, each step kept on disk.
+
+    choose(scored) ─ prompt ─ complete ─ read ─ gate ─ (once more) ─ train in the sandbox, judged outside ─ record ─ next
+
+What a proposal is shown, and all its draws, depend on the proposals before it alone. So a run that was killed goes on with the
+one that was under way, asks for no answer that it has, and ends with the rows of a run that was not killed.
+"""
+
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from statistics import median
+from typing import Any
+
+from befit.errors import BefitError
+from befit.progress import Progress, silent
+from befit.propose import genome
+from befit.propose.answer import Answer, read
+from befit.propose.archive import choose
+from befit.propose.attempts import Cache, Recorded
+from befit.propose.config import ProposeConfig
+from befit.propose.contract import contract_text
+from befit.propose.finish import keep_best
+from befit.propose.gate import Gate
+from befit.propose.job import Lane, ProposeJob, similar
+from befit.propose.judge import judge
+from befit.propose.models import Completion, Message, Model, Request
+from befit.propose.prompt import Prompt, PromptConfig, again, build
+from befit.propose.proposal import Proposal, Verdict
+from befit.propose.proposers import reach
+from befit.propose.sandbox.box import Sandbox
+from befit.propose.summary import record
+from befit.rundir import write_text
+
+GONE = frozenset({"outage", "rate-limit", "refused"})
+"""Ways in which a call ends when nobody is there, or nobody who would answer."""
+
+OUTAGES = 3
+"""Proposals in a row without an answer after which a run stops."""
+
+
+def propose(
+    config: ProposeConfig, *, progress: Progress = silent, say: Callable[[str], None] = warnings.warn
+) -> dict[str, Any]:
+    """Propose, and keep the best; returns what `summary.json` holds. Everything lies in `config.out` then.
+
+    Raises `BadData`, `BadBudget`, `IllegalArch`, `RunConflict`, `UnsupportedModel`, `NoSandbox`, `DiskFull`, or `BefitError` for
+    a model that does not answer.
+    """
+    job = ProposeJob.open(config, progress, say)
+    for one in {lane.arm.config for _, lane in job.open_rows if lane.arm.config.llm.startswith("http")}:
+        reach(one)
+    with job.sandboxes() as (building, training):
+        propose_all(job, building, training)
+        best = keep_best(job, training)
+    return record(job, best)
+
+
+def propose_all(job: ProposeJob, building: Sandbox, training: Sandbox) -> None:
+    """Make every proposal that is left, the lanes in turn. Raises `BefitError` when a model has gone."""
+    gates = {name: job.gate(building, images) for name, images in job.images.items()}
+    silence = dict[str, list[Proposal]]()
+    for number, lane in job.progress(job.open_rows, "proposals"):
+        row = propose_one(job, lane, number, gates[lane.dataset], training)
+        lane.rows.append(row)
+        job.records.write(row)
+        missing = silence.setdefault(lane.arm.name, [])
+        missing[:] = [*missing, row] if row.stage == "attempted" and row.reason in GONE else []
+        if len(missing) == OUTAGES:
+            job.records.forget(missing)
+            raise BefitError(
+                f"{lane.arm.config.model or lane.arm.config.llm} did not answer {OUTAGES} times in a row ({row.said}); these "
+                f"attempts do not count, all others are kept. When it answers again: befit resume {job.config.out}"
+            )
+
+
+def propose_one(job: ProposeJob, lane: Lane, number: int, gate: Gate, training: Sandbox) -> Proposal:
+    """One proposal, from what is shown to what it is worth; its row is on disk all the while."""
+    config = lane.arm.config
+    row = Proposal(arm=lane.arm.name, dataset=lane.dataset, seed=lane.seed, number=number, form=config.form)
+    job.records.write(row)
+    scored = lane.scored(number)
+    model = _recorded(job, lane.proposer.model(number, scored, job.run.folder / "learn" / slug(lane.name)))
+    archive = replace(config.archive, at_least=lane.chance)
+    shown = choose(scored, number, lane.rng(number, "choose"), archive, dataset=lane.dataset, similar=similar)
+    prompt = build(
+        lane.task,
+        contract_text(recipe=config.recipe),
+        shown,
+        _prompt_config(config),
+        space=lane.space,
+        notes=notes([one for one in lane.rows if one.number < number]),
+        count=lane.proposer.count,
+    )
+    row = replace(
+        row,
+        parent=shown.parent.number if shown.parent is not None else None,
+        examples=prompt.examples,
+        dropped=len(prompt.dropped),
+    )
+    row = ask(job, lane, row, prompt, model, gate)
+    if row.stage == "new-graph":
+        row = train(job, lane, row, training)
+    return replace(row, done=True)
+
+
+def ask(job: ProposeJob, lane: Lane, row: Proposal, prompt: Prompt, model: Model, gate: Gate) -> Proposal:
+    """Ask, look at the answer, and once more if it is refused: with the reason in one line."""
+    messages = prompt.messages
+    for call in range(1 + lane.arm.config.retries):
+        completion = model.complete(_request(lane, row.number, call, messages))
+        row = charged(row, completion)
+        if call and not completion.answered:
+            return row  # what is known of the first answer is more
+        row = looked_at(
+            lane, row, read(completion, prompt.form, parent=prompt.parent, space=lane.space), completion, gate
+        )
+        job.records.write(row)
+        if row.stage == "new-graph" or not completion.answered:
+            return row
+        messages = again(messages, completion.text, row.said)
+    return row
+
+
+def looked_at(lane: Lane, row: Proposal, answer: Answer, completion: Completion, gate: Gate) -> Proposal:
+    """The row with what an answer is, as far as the gate lets it; nothing is left of an earlier answer."""
+    bare = Proposal(arm=row.arm, dataset=row.dataset, seed=row.seed, number=row.number)
+    kept = {name: vars(row)[name] for name in KEPT}
+    source = (
+        genome.write(lane.arm.config.space, lane.options, answer.arch) if answer.arch is not None else answer.source
+    )
+    row = replace(bare, **kept, form=answer.form, source=source)
+    if answer.reason:
+        stage = "returned" if completion.answered else "attempted"
+        return replace(row, stage=stage, reason=answer.reason, said=answer.said)
+    return judged_by(row, gate.check(source, lane.seen(row.number)))
+
+
+KEPT = (
+    "parent", "examples", "dropped", "calls", "prompt_tokens", "completion_tokens", "price", "call_seconds", "gate_seconds",
+)  # fmt: skip
+"""What a row keeps when another answer takes the place of the first."""
+
+
+def judged_by(row: Proposal, verdict: Verdict) -> Proposal:
+    """The row with what the gate says."""
+    keys, known = verdict.keys, verdict.same_as
+    return replace(
+        row,
+        stage=verdict.stage,
+        reason=verdict.reason,
+        said=verdict.said,
+        whitespace=keys.whitespace if keys else "",
+        tree=keys.tree if keys else "",
+        recipe=keys.recipe if keys else "",
+        lemur=keys.lemur if keys else "",
+        graph=verdict.graph,
+        params=verdict.params,
+        flops=verdict.flops,
+        accuracy=known.accuracy if known else None,
+        same_as=known.number if known else None,
+        gate_seconds=row.gate_seconds + verdict.seconds,
+    )
+
+
+def train(job: ProposeJob, lane: Lane, row: Proposal, training: Sandbox) -> Proposal:
+    """The row with the network's accuracy, or why it has none; the file lies in networks/ too."""
+    write_text(job.run.folder / "networks" / slug(lane.name) / f"{row.number:04d}.py", row.source)
+    found = judge(training, row.source, lane.images, job.training, seed=lane.seed)
+    row = replace(row, train_seconds=found.seconds)
+    if found.accuracy is None:
+        return replace(row, reason=found.reason, said=found.said)
+    if found.accuracy > lane.chance:
+        return replace(row, stage="above-chance", accuracy=found.accuracy)
+    said = f"{found.accuracy:.1%} is no better than guessing"
+    return replace(row, stage="trained", accuracy=found.accuracy, reason="chance", said=said)
+
+
+def charged(row: Proposal, made: Completion) -> Proposal:
+    """The row with one more call."""
+    known = made.price is not None and (row.calls == 0 or row.price is not None)
+    return replace(
+        row,
+        calls=row.calls + 1,
+        prompt_tokens=row.prompt_tokens + (made.prompt_tokens or 0),
+        completion_tokens=row.completion_tokens + (made.completion_tokens or 0),
+        price=(row.price or 0.0) + (made.price or 0.0) if known else None,
+        call_seconds=row.call_seconds + made.seconds,
+    )
+
+
+def notes(rows: Sequence[Proposal]) -> list[str]:
+    """What is worth telling about earlier proposals, the most useful first."""
+    told = list[str]()
+    scores = [row.accuracy for row in rows if row.accuracy is not None and row.same_as is None]
+    if scores:
+        told.append(
+            f"{len(scores)} networks were trained: the best has {max(scores):.1%}, the median {median(scores):.1%}."
+        )
+    repeated = [row for row in rows if row.same_as is not None]
+    if repeated:
+        known = dict.fromkeys(f"{row.accuracy:.1%}" for row in repeated if row.accuracy is not None)
+        told.append(
+            f"{len(repeated)} proposals computed the same as an earlier one ({', '.join([*known][-4:]) or 'no score'}): other "
+            "names or another layout do not make a network new."
+        )
+    refused = [row for row in rows if row.reason and row.same_as is None and row.stage != "attempted"]
+    last = {row.reason: row.said for row in refused}
+    for reason, count in Counter(row.reason for row in refused).most_common():
+        told.append(f"{count} failed by {reason}, the last one so: {last[reason]}")
+    return told
+
+
+def slug(name: str) -> str:
+    """A name as a folder has it."""
+    return re.sub(r"[^\w.=-]+", "-", name).strip("-")
+
+
+def _request(lane: Lane, number: int, call: int, messages: tuple[Message, ...]) -> Request:
+    config = lane.arm.config
+    return Request(
+        messages=messages,
+        temperature=config.temperature,
+        max_tokens=config.max_tokens,
+        seed=lane.seed_of(number, f"call {call}"),
+    )
+
+
+def _recorded(job: ProposeJob, model: Model) -> Recorded:
+    cache = None if job.config.cache is None else Cache(job.config.cache)
+    return Recorded(model, job.attempts, cache=cache)
+
+
+def _prompt_config(config: ProposeConfig) -> PromptConfig:
+    return PromptConfig(
+        form=config.form,
+        chain_of_thought=config.chain_of_thought,
+        tokens=config.prompt_tokens,
+        notes=config.notes,
+        recipe=config.recipe,
+    )

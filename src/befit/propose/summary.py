@@ -1,0 +1,117 @@
+"""The record of a run of proposals: `summary.json` for programs, `report.html` for people, the table for the terminal."""
+
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from time import gmtime, strftime
+from typing import Any
+
+import torch
+
+from befit.cost.device import this_device
+from befit.propose.finish import Best
+from befit.propose.funnel import arms, plain
+from befit.propose.job import ProposeJob
+from befit.propose.proposal import Proposal
+from befit.report.page import write_report
+from befit.rundir import befit_version, write_json
+
+SHOWN = ("attempted", "returned", "parsed", "built", "new-graph", "trained", "above-chance")
+"""Stages in the terminal's table."""
+
+
+def record(job: ProposeJob, best: Mapping[str, Best]) -> dict[str, Any]:
+    """Write `summary.json` and `report.html`; return the summary."""
+    config = job.config
+    rows = [row for lane in job.lanes for row in lane.rows]
+    summary = {
+        "kind": "proposals",
+        "befit": befit_version(),
+        "run": str(config.out),
+        "title": f"{config.llm} proposes for {', '.join(job.images)}: {config.budget or 'no budget'}",
+        "made": strftime("%Y-%m-%dT%H:%M:%SZ", gmtime()),
+        "command": _command(job),
+        "device": {
+            "name": this_device(job.training.device).name,
+            "trained_on": job.training.device,
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        },
+        "config": config.to_json(),
+        "budget": config.budget,
+        "data": [_data(job, name) for name in job.images],
+        "arms": arms(rows, {lane.dataset: lane.chance for lane in job.lanes}),
+        "rows": [plain(row) for row in rows],
+        "best": [_best(name, one) for name, one in best.items()],
+        "calls": vars(job.attempts.spent()),
+        "stages": [vars(stage) for stage in job.run.stages],
+        "notes": [note for images in job.images.values() for note in images.notes],
+    }
+    write_json(job.run.folder / "summary.json", summary)
+    write_report(summary, job.run.folder / "report.html")
+    return summary
+
+
+def _data(job: ProposeJob, name: str) -> dict[str, Any]:
+    images = job.images[name]
+    return {
+        "name": name,
+        "source": images.source,
+        "classes": list(images.classes),
+        "images": {"train": len(images.train), "validation": len(images.validation), "test": len(images.test)},
+        "task": images.task.to_json(),
+        "chance": next(lane.chance for lane in job.lanes if lane.dataset == name),
+    }
+
+
+def _best(dataset: str, one: Best) -> dict[str, Any]:
+    row: Proposal = one.row
+    return {
+        "dataset": dataset,
+        "arm": row.arm,
+        "seed": row.seed,
+        "number": row.number,
+        "params": row.params,
+        "flops": row.flops,
+        "proposed": row.accuracy,
+        "validation": one.validation,
+        "test": one.test,
+        "seconds": one.seconds,
+        "source": row.source,
+        "folder": str(one.folder),
+    }
+
+
+def _command(job: ProposeJob) -> str:
+    config = job.config
+    words = ["befit propose", f"--llm {config.llm}"]
+    words += [f"--model {config.model}"] if config.model else []
+    words += [f"--data {config.data}"] if config.data else []
+    words += [f'--budget "{config.budget}"'] if config.budget else []
+    words += [f'--arms "{config.arms}"'] if config.arms else []
+    return " ".join([*words, f"--proposals {config.proposals}", f"--out {config.out}"])
+
+
+def table_rows(summary: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The funnel of each arm, dataset and seed as the terminal shows it."""
+    return [
+        {
+            "": " ".join(part for part in (one["arm"], one["dataset"], f"seed {one['seed']}") if part),
+            **{stage: str(one["funnel"][stage]) for stage in SHOWN},
+            "best": "" if one["best"] is None else f"{one['best']:.1%}",
+            "tokens": f"{one['spent']['prompt_tokens'] + one['spent']['completion_tokens']:,}",
+            "seconds": f"{sum(one['spent'][f'{part}_seconds'] for part in ('call', 'gate', 'train')):.0f}",
+        }
+        for one in summary["arms"]
+    ]
+
+
+def lines(summary: Mapping[str, Any]) -> list[str]:
+    """What the terminal says below the table."""
+    told = list[str]()
+    for one in summary["best"]:
+        size = "" if one["params"] is None else f", {one['params']:,} parameters"
+        told.append(f"best    {one['folder']}: test {one['test']:.2%}, validation {one['validation']:.2%}{size}")
+    lost = {reason for arm in summary["arms"] for reasons in arm["reasons"].values() for reason in reasons}
+    if not summary["best"]:
+        told.append(f"best    none: no network could be trained ({', '.join(sorted(lost)) or 'nothing was proposed'})")
+    return [*told, f"report  {Path(summary['run']) / 'report.html'}"]
