@@ -79,6 +79,9 @@ WITHOUT_TORCH = (
 )
 """Modules that must import without torch, so that solving and pricing start at once and run anywhere."""
 
+TRAVELLING = ("modeling_befit", "configuration_decilm")
+"""Modules that travel in a checkpoint, where they find each other by relative imports."""
+
 MAX_FILE_LINES = 400
 MAX_BODY_LINES = 70
 VAGUE_NAMES = {"util", "utils", "misc", "common", "helper", "helpers", "manager", "managers"}
@@ -136,6 +139,9 @@ TESTED_IN = {
     "search/summary.py": "search/test_pipeline.py",
     "propose/proposal.py": "propose/test_gate.py",
     "vision/blueprint.py": "vision/test_cell.py",
+    "lm/configuration_decilm.py": "export/test_vllm.py",
+    "lm/modeling_decilm.py": "export/test_vllm.py",
+    "export/language.py": "export/test_vllm.py",
     "lm/llama.py": "lm/test_families.py",
     "lm/mistral.py": "lm/test_families.py",
     "lm/modeling_befit_hybrid.py": "lm/test_modeling_befit.py",
@@ -165,7 +171,7 @@ def _imported(tree: ast.AST) -> Iterator[tuple[int, str]]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level:
             # The files that travel in a checkpoint find each other there, where there is no befit.
-            names = ["befit.lm" if node.module == "modeling_befit" else "befit.<relative import>"]
+            names = ["befit.lm" if node.module in TRAVELLING else "befit.<relative import>"]
         elif isinstance(node, ast.ImportFrom):
             module = node.module or ""
             names = [f"befit.{alias.name}" for alias in node.names] if module == "befit" else [module]

@@ -53,6 +53,10 @@ class Checkpoint:
     ) -> None:
         self._stack.close()
 
+    def names(self) -> tuple[str, ...]:
+        """Of all tensors, as they are called in memory, in the order of the files."""
+        return tuple(self._found)
+
     def stored_name(self, name: str) -> str:
         """What a tensor is called in its file. Raises `RunConflict` if there is none of this name in memory."""
         return self._entry(name)[1]
