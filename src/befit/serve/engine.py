@@ -1,0 +1,239 @@
+"""vLLM as a measuring device, in a process of its own.
+
+    with Vllm(Setting(), log=Path("vllm.log")) as engine:
+        answer = engine(folder, [Workload(batch=256, prompt=128, generate=256)])
+
+A start is the dear part: about half a minute for `vllm serve`. Here one process starts one model after the other, without
+`torch.compile` (vLLM's own kernels instead, and CUDA graphs for decode as ever) and with graphs for the batch sizes of the
+workload alone, and a model serves all its workloads before the next one comes.
+"""
+
+import contextlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from befit.cost.workload import Workload
+from befit.errors import BadTable, BefitError
+from befit.serve.measured import Measured, check_generates
+from befit.serve.vllm_worker import graph_sizes
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""vLLM's names of the formats that it computes in."""
+QUIET = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine runs in the worker itself
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""What the worker's environment says beside what the user's does."""
+LOG_LINES = 12
+"""Lines of the log that a failure shows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """How vLLM is run."""
+
+    step_tokens: int = 8192
+    """Tokens of one step, at most: vLLM's default for a server on a large GPU."""
+    memory_share: float = 0.9
+    """Share of the GPU's memory that vLLM may take, 0 to 1; less where other programs hold some of it."""
+    compiled: bool = False
+    """Whether vLLM compiles the model (its default; half a minute a start) or runs its own kernels."""
+    repeats: int = 2
+    """Times that each workload is served, at least 1; the fastest counts."""
+
+    def __post_init__(self) -> None:
+        if self.step_tokens < 1 or self.repeats < 1 or not 0 < self.memory_share <= 1:
+            raise BefitError(f"vLLM: step_tokens and repeats must be at least 1, memory_share in (0, 1], got {self}")
+
+    @property
+    def name(self) -> str:
+        """As it stands in the record of a device."""
+        return f"{'compiled' if self.compiled else 'not compiled'}, CUDA graphs, {self.step_tokens} tokens a step"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What one start of a model gave."""
+
+    runs: tuple[Measured, ...]
+    """One for each workload."""
+    start_s: float
+    """Seconds until the model was ready."""
+    memory_bytes: int
+    """The GPU's."""
+    memory_share: float
+    """Of it, what vLLM was allowed."""
+    tokens: tuple[tuple[int, ...], ...] = ()
+    """Greedy continuations of the prompts that were given."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def find_vllm() -> str:
+    """vLLM's version here. Raises `BefitError` where it is not installed."""
+    if importlib.util.find_spec("vllm") is None:
+        raise BefitError(
+            "engine vllm needs vLLM, which is not installed here: pip install vllm (it wants a GPU and its own torch; "
+            "an environment of its own is best), or use engine torch"
+        )
+    return version("vllm")
+
+
+def options_of(workloads: Sequence[Workload], setting: Setting, *, dummy: bool = True) -> dict[str, Any]:
+    """Arguments of vLLM's `LLM` for workloads of one number format.
+
+    Raises `BadBudget` for a workload without decode, `BefitError` for formats that are mixed or that this does not measure in.
+    """
+    for workload in workloads:
+        check_generates(workload)
+    formats = {(workload.weights, workload.cache) for workload in workloads}
+    if len(formats) != 1:
+        raise BefitError(f"vLLM: one start serves one format of weights and cache, got {sorted(formats)}")
+    weights, cache = formats.pop()
+    if weights not in DTYPES or cache != weights:
+        raise BefitError(
+            f"vLLM is measured with weights and cache in one of {', '.join(DTYPES)}, got weights {weights}, cache {cache}; "
+            "name another format in the workload"
+        )
+    shapes = [{"batch": w.batch} for w in workloads]
+    graphs: dict[str, Any] = {"cudagraph_capture_sizes": graph_sizes(shapes)}
+    if not setting.compiled:
+        graphs |= {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
+    return {
+        "dtype": DTYPES[weights],
+        "load_format": "dummy" if dummy else "auto",
+        "skip_tokenizer_init": True,
+        "trust_remote_code": True,
+        "max_model_len": max(w.context for w in workloads),
+        "max_num_seqs": max(w.batch for w in workloads),
+        "max_num_batched_tokens": max(setting.step_tokens, *(w.batch for w in workloads)),
+        "gpu_memory_utilization": setting.memory_share,
+        "enable_prefix_caching": False,
+        "compilation_config": graphs,
+    }
+
+
+class Vllm:
+    """Models in vLLM, one after the other: call it with a folder and workloads. A context manager; it ends its process."""
+
+    def __init__(self, setting: Setting, log: Path) -> None:
+        """`log` gets what vLLM prints. Raises `BefitError` where vLLM is not installed."""
+        self.version = find_vllm()
+        self.setting = setting
+        self.log = log
+        self.process: subprocess.Popen[str] | None = None
+
+    def __call__(
+        self,
+        folder: Path,
+        workloads: Sequence[Workload],
+        *,
+        dummy: bool = True,
+        prompts: Sequence[Sequence[int]] = (),
+        generate: int = 32,
+    ) -> Answer:
+        """Start the model in `folder` (a checkpoint, or with `dummy` weights its configuration) and serve each workload.
+
+        `prompts` are token ids to continue greedily by `generate` tokens each. Raises `BefitError` with the end of the log if
+        vLLM fails, and as `options_of` does.
+        """
+        job = {
+            "folder": str(folder),
+            "options": options_of(workloads, self.setting, dummy=dummy),
+            "workloads": [{"batch": w.batch, "prompt": w.prompt, "generate": w.generate} for w in workloads],
+            "repeats": self.setting.repeats,
+            "prompts": [list(prompt) for prompt in prompts],
+            "generate": generate,
+        }
+        told = self._ask(job)
+        if told.pop("last"):
+            self._end()
+        return read_answer(told)
+
+    def __enter__(self) -> "Vllm":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    @cached_property
+    def _environment(self) -> dict[str, str]:
+        """The worker finds this befit, installed or not, where this process does."""
+        places = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        return {**QUIET, **os.environ, "PYTHONPATH": os.pathsep.join(places)} | {
+            "VLLM_ENABLE_V1_MULTIPROCESSING": QUIET["VLLM_ENABLE_V1_MULTIPROCESSING"]
+        }
+
+    def _ask(self, job: dict[str, Any]) -> dict[str, Any]:
+        process = self.process or self._begin()
+        assert process.stdin is not None and process.stdout is not None
+        line = ""
+        with contextlib.suppress(BrokenPipeError):  # it has ended; what it said last is in the log
+            process.stdin.write(json.dumps(job) + "\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+        if not line:
+            self._end()
+            tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-LOG_LINES:])
+            raise BefitError(f"vLLM {self.version} failed on {job['folder']}; the end of {self.log}:\n{tail}")
+        return json.loads(line)
+
+    def _begin(self) -> "subprocess.Popen[str]":
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "befit.serve.vllm_worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=self._environment,
+                text=True,
+            )
+        return self.process
+
+    def _end(self) -> None:
+        """Let the worker finish by closing its jobs; it holds nothing that needs saving."""
+        if self.process is None:
+            return
+        assert self.process.stdin is not None and self.process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        try:
+            self.process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process.stdout.close()
+        self.process = None
+
+
+def read_answer(told: dict[str, Any]) -> Answer:
+    """What a worker's line means; of several runs of a workload the fastest counts. Raises `BadTable` for another line."""
+    expected = {"start_s", "memory_bytes", "memory_share", "weight_bytes", "kv_tokens", "runs", "tokens"}
+    if set(told) != expected:
+        raise BadTable(f"a worker's answer must have the keys {sorted(expected)}, got {sorted(told)}")
+    fastest = [min(runs, key=lambda run: run["total_ms"]) for runs in told["runs"]]
+    room = {"weight_bytes": told["weight_bytes"], "kv_tokens": told["kv_tokens"]}
+    return Answer(
+        runs=tuple(Measured(**run, **room) for run in fastest),
+        start_s=told["start_s"],
+        memory_bytes=told["memory_bytes"],
+        memory_share=told["memory_share"],
+        tokens=tuple(tuple(tokens) for tokens in told["tokens"]),
+    )

@@ -1,0 +1,5 @@
+"""What the worker's process finds in place of a GPU: 64 GiB, of which all but one are free."""
+
+import torch
+
+torch.cuda.mem_get_info = lambda: (63 * 2**30, 64 * 2**30)

@@ -1,0 +1,5 @@
+"""Clearing up."""
+
+
+def cleanup_dist_env_and_memory() -> None:
+    pass
