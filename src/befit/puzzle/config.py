@@ -32,7 +32,8 @@ class PuzzleConfig:
     out: Path = Path("runs/puzzle")
     """Run directory."""
     workload: str = ""
-    """Such as "batch=8,prompt=2048,generate=256"; weights and cache default to the format used here."""
+    """Such as "batch=8,prompt=2048,generate=256,weights=fp8,cache=fp8"; weights and cache (fp32, bf16, fp16, fp8, int8, nvfp4:
+    what memory counts) default to the format used here."""
     target: Literal["hf", "vllm", "llama.cpp"] = "hf"
     """Where the child must run; decides which variants are legal."""
     attention: str = "all,/2,/4,1,window,linear,noop"
@@ -60,7 +61,8 @@ class PuzzleConfig:
     measure: Effort = field(default_factory=Effort)
     """How much to measure for the table of times."""
     batches: tuple[int, ...] = ()
-    """Batch sizes to try when throughput is bounded; none tries 1, 2 and 4 times the workload's."""
+    """Batch sizes to try when throughput is bounded; none tries 1, 2 and 4 times the workload's, or, where an absolute bound on
+    memory has room for fewer requests of the parent, from as many by doubling up to the workload's."""
     solutions: int = 6
     """Diverse solutions to compare by true KL."""
     polish: PolishConfig = field(default_factory=PolishConfig)

@@ -18,8 +18,8 @@ from befit.lm.families import family_of
 from befit.lm.parent import Parent, find, load_parent, read_config
 from befit.lm.precision import DTYPES
 from befit.progress import Progress
+from befit.puzzle.batches import batches_of, fitted, with_room
 from befit.puzzle.config import PuzzleConfig
-from befit.puzzle.prices import check_counted
 from befit.puzzle.score import load_task
 from befit.rundir import Run, digest, read_tensors, write_tensors
 
@@ -39,16 +39,20 @@ def workload_of(config: PuzzleConfig, dtype: str) -> Workload:
     return Workload.parse(config.workload, base=Workload(batch=8, weights=dtype, cache=dtype))
 
 
-def batches_of(config: PuzzleConfig, budget: Budget, workload: Workload) -> tuple[int, ...]:
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a configuration asks for, after everything that can be refused before anything is written."""
+
+    space: DecoderSpace
+    """All legal children."""
+    workload: Workload
+    """What relative bounds mean: as asked, or with the largest batch that the parent has room for."""
+    batches: tuple[int, ...]
     """Batch sizes to price: one, or several when throughput is bounded."""
-    base = workload.batch
-    if all(bound.cost != "tokens_per_s" for bound in budget.bounds):
-        return (base,)
-    return tuple(sorted({base, *(config.batches or (2 * base, 4 * base))}))
 
 
-def check(config: PuzzleConfig, budget: Budget, workload: Workload) -> DecoderSpace:
-    """Everything that can be refused before anything is written, from the parent's configuration alone; its space.
+def check(config: PuzzleConfig, budget: Budget, workload: Workload) -> Asked:
+    """What is asked for, from the parent's configuration alone; nothing is written.
 
     Raises `UnsupportedModel`, `IllegalArch` for an unknown variant, `BadData` for a task that cannot be imported,
     `Infeasible` for bounds on counted costs.
@@ -57,8 +61,9 @@ def check(config: PuzzleConfig, budget: Budget, workload: Workload) -> DecoderSp
     space = space_of(config, family_of(plain).describe(plain), workload)
     if config.score.metric.startswith("task:"):
         load_task(config.score.metric)
-    check_counted(space, budget, workload, min(batches_of(config, budget, workload)))
-    return space
+    base = fitted(workload, budget, space.shape)
+    batches = with_room(space, budget, base, batches_of(workload, base, budget, config.batches))
+    return Asked(space=space, workload=base, batches=batches)
 
 
 def text_stage(run: Run, config: PuzzleConfig, parent: Parent) -> Blocks:
@@ -114,6 +119,9 @@ class Job:
     device: Device
     dtype: str
     workload: Workload
+    """What relative bounds mean; see `Asked`."""
+    batches: tuple[int, ...]
+    """Batch sizes to price: one, or several when throughput is bounded."""
     budget: Budget
     blocks: Blocks
 
@@ -124,7 +132,7 @@ class Job:
         device = this_device(config.device)
         dtype = chosen_dtype(config, device)
         workload = workload_of(config, dtype)
-        check(config, budget, workload)
+        asked = check(config, budget, workload)
         run = Run.open(config.out, config.to_json(), may_change=REDONE)
         parent = load_parent(config.parent, device=device.kind, dtype=DTYPES[dtype])
         blocks = text_stage(run, config, parent)
@@ -135,7 +143,8 @@ class Job:
             parent=parent,
             device=device,
             dtype=dtype,
-            workload=workload,
+            workload=asked.workload,
+            batches=asked.batches,
             budget=budget,
             blocks=blocks,
         )
@@ -145,11 +154,6 @@ class Job:
     def space(self) -> DecoderSpace:
         """All legal children."""
         return space_of(self.config, self.parent.shape, self.workload)
-
-    @cached_property
-    def batches(self) -> tuple[int, ...]:
-        """Batch sizes to price: one, or several when throughput is bounded."""
-        return batches_of(self.config, self.budget, self.workload)
 
     def rows(self, tokens: int) -> Tensor:
         """The first `tokens` training tokens, whole sequences."""

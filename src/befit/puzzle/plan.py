@@ -50,8 +50,8 @@ def plan(config: PuzzleConfig) -> list[str]:
     device = this_device(config.device)
     dtype = chosen_dtype(config, device)
     workload = workload_of(config, dtype)
-    space = check(config, budget, workload)
-    shape = space.shape
+    asked = check(config, budget, workload)
+    space, shape = asked.space, asked.space.shape
     steps = _steps(config, space, BYTES[dtype])
     speed = _speed(device.kind, dtype) * REACHED[device.kind]
     lines = [

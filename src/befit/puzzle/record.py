@@ -16,7 +16,7 @@ from befit.budget import Budget, human, word_of
 from befit.lm.rank import Ranking
 from befit.puzzle.choose import TIMED, Chosen, front
 from befit.puzzle.heal import HealResult
-from befit.puzzle.job import Job
+from befit.puzzle.job import Job, workload_of
 from befit.puzzle.library import Library
 from befit.puzzle.prices import Prices
 from befit.puzzle.score import Scores
@@ -234,6 +234,12 @@ def _notes(job: Job, chosen: Chosen, results: Mapping[str, Any]) -> list[str]:
         absent = sorted({"uniform", "depth", "greedy", "random"} - set(results))
         if absent:
             notes.append(f"No architecture of this kind meets the budget: {', '.join(absent)}.")
+    asked = workload_of(job.config, job.dtype).batch
+    if asked != job.workload.batch:
+        notes.append(
+            f"Of {asked} requests at once the parent has room for {job.workload.batch} within the budget: what is relative "
+            "to it means the parent at that batch."
+        )
     if (job.workload.weights, job.workload.cache) != (job.dtype, job.dtype):
         notes.append(
             f"Memory is counted with {job.workload.formats}; times were measured in {job.dtype}, which this engine computes in."
