@@ -17,6 +17,7 @@ import torch
 import transformers
 
 from befit.lm.quality import evaluate
+from befit.lm.team import Team
 from befit.progress import silent
 from befit.puzzle.config import PuzzleConfig
 from befit.puzzle.job import Job
@@ -32,7 +33,7 @@ ARMS = {
 
 def child_kl(config: PuzzleConfig) -> float:
     """KL of the chosen child before healing, nats a token."""
-    job = Job.open(config, silent)
+    job = Job.open(config, Team(), silent)
     library = library_stage(job, rank_stage(job))
     scores = score_stage(job, library)
     prices = {batch: price_stage(job, library.parent.config, batch) for batch in job.batches}

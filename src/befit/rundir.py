@@ -205,16 +205,25 @@ class Run:
         write_json(written, dict(config))
         return Run(folder=folder)
 
+    def stage_folder(self, name: str, key: str) -> Path:
+        """Where a stage lies; made if it is not there."""
+        folder = self.folder / "stages" / f"{name}-{key}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def is_done(self, name: str, key: str) -> bool:
+        """Whether a stage was completed under this key."""
+        return (self.folder / "stages" / f"{name}-{key}" / "done.json").exists()
+
     def stage(self, name: str, key: str, make: Callable[[Path], None]) -> Path:
         """The folder of a stage, made by `make(folder)` unless it was completed before under the same key.
 
         `make` may find files of an interrupted attempt in the folder and may use those that are complete.
         """
-        folder = self.folder / "stages" / f"{name}-{key}"
+        reused = self.is_done(name, key)
+        folder = self.stage_folder(name, key)
         done = folder / "done.json"
-        reused = done.exists()
         if not reused:
-            folder.mkdir(parents=True, exist_ok=True)
             begin = time.perf_counter()
             make(folder)
             write_json(done, {"seconds": round(time.perf_counter() - begin, 3)})

@@ -1,18 +1,13 @@
 """Several processes make one nested model: the same as one makes, told once; an error ends the run of all."""
 
-import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from tests.elastic.test_pipeline import command
+from tests.teams import Ended, together
 from transformers import AutoModelForCausalLM
 
 from befit.cli import main
-from befit.elastic.team import Team
 from befit.rundir import read_json
 
 WRONG = {
@@ -21,50 +16,6 @@ WRONG = {
     "the loss of budget": "--train.lr=1e30",  # both meet it, in training
 }
 """What befit says, and to what."""
-PROGRAM = """
-import json, sys
-from befit.cli import main
-for arguments in json.loads(sys.argv[1]):
-    try:
-        code = main(arguments)
-    except SystemExit as left:
-        code = left.code
-    for stream in sys.stdout, sys.stderr:
-        print("ENDED", code, "ENDED", file=stream, flush=True)
-"""
-"""Runs befit several times, because starting Python takes longest here."""
-Ended = tuple[int, str, str]
-"""Exit code, stdout, stderr of one run."""
-
-
-def together(runs: list[list[str]], size: int = 2) -> list[list[Ended]]:
-    """Run befit in `size` processes of one team, the main one first; no launcher ends the others if one fails."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    shared |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
-    team = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, json.dumps(runs)],
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(size)
-    ]
-    try:
-        said = [one.communicate(timeout=100) for one in team]
-    finally:
-        for one in team:
-            one.kill()
-    found = list[list[Ended]]()
-    for out, err in said:
-        outs, errs = out.split("ENDED"), err.split("ENDED")
-        assert len(outs) == 2 * len(runs) + 1, err
-        found.append([(int(outs[i + 1]), outs[i].strip(), errs[i].strip()) for i in range(0, len(outs) - 1, 2)])
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -114,9 +65,3 @@ def test_one_process_goes_on_with_what_two_made(folder: Path, ended: list[list[E
     after = read_json(folder / "team" / "summary.json")
     assert all(stage["reused"] for stage in after["stages"])
     assert after["members"] == before["members"]
-
-
-def test_alone_there_is_no_team() -> None:
-    assert Team.of("cpu") == Team()
-    with Team().first(), Team().one_voice():
-        pass

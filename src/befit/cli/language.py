@@ -104,12 +104,16 @@ def parent_verb(arguments: Sequence[str]) -> None:
 
 
 def run_puzzle(config: Any) -> None:
-    """Run the pipeline with progress bars and print the comparison."""
+    """Run the pipeline with progress bars and print the comparison; of several processes, the main one does."""
     from befit.budget import Budget
+    from befit.lm.team import Team
     from befit.progress import Bars
     from befit.puzzle.pipeline import puzzle
     from befit.puzzle.record import budget_lines, table_rows
 
+    if not Team.of(config.device).main:
+        puzzle(config)
+        return
     Budget.parse(config.budget)  # The cheapest mistake to find, before a model is loaded.
     with Bars() as progress:
         summary = puzzle(config, progress=progress)
@@ -123,7 +127,7 @@ def run_elastic(config: Any) -> None:
     """Run the pipeline with progress bars and print what every budget became; of several processes, the main one does."""
     from befit.elastic.pipeline import elastic
     from befit.elastic.summary import table_rows
-    from befit.elastic.team import Team
+    from befit.lm.team import Team
     from befit.progress import Bars
 
     if not Team.of(config.device).main:

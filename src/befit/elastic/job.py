@@ -16,8 +16,6 @@ from befit.cost.workload import Workload
 from befit.elastic.budgets import Target, check_targets, parse_targets, price_of
 from befit.elastic.config import ElasticConfig
 from befit.elastic.space import NestedSpace, default_space
-from befit.elastic.team import Team
-from befit.errors import RunConflict
 from befit.lm.data import digest as tensor_digest
 from befit.lm.data import load_texts, pack, stamp
 from befit.lm.families import family_of
@@ -25,6 +23,7 @@ from befit.lm.network import Network, network_of
 from befit.lm.parent import Parent, find, load_parent, read_config
 from befit.lm.precision import DTYPES
 from befit.lm.prefix import layout
+from befit.lm.team import Team
 from befit.progress import Progress
 from befit.rundir import Run, digest, read_tensors, write_tensors
 
@@ -103,7 +102,7 @@ class Job:
 
     def stage(self, name: str, key: str, make: Callable[[Path], None]) -> Path:
         """The folder of a stage that the main process makes alone."""
-        return _stage(self.run, self.team, name, key, make)
+        return self.team.stage(self.run, name, key, make)
 
     @cached_property
     def costs(self) -> dict[str, float]:
@@ -168,16 +167,6 @@ def _dtype(config: ElasticConfig, plain: Any) -> str:
     return next((name for name, dtype in DTYPES.items() if dtype == own), "bf16")
 
 
-def _stage(run: Run, team: Team, name: str, key: str, make: Callable[[Path], None]) -> Path:
-    """The folder of a stage, made by the main process if it is new, read by the others."""
-
-    def unseen(folder: Path) -> None:
-        raise RunConflict(f"{folder} is not seen by every process; give an --out on a disk that all machines share")
-
-    with team.first():
-        return run.stage(name, key, make if team.main else unseen)
-
-
 def _text_stage(run: Run, team: Team, config: ElasticConfig, parent: Parent) -> Blocks:
     """Text of every stage as token ids, and held-out text to judge on; tokenised once.
 
@@ -205,5 +194,5 @@ def _text_stage(run: Run, team: Team, config: ElasticConfig, parent: Parent) -> 
 
     wanted = {"rows": rows, "lengths": [s.sequence for s in stages], "held_out": config.held_out, "seed": config.seed}
     key = digest("text", config.data and str(Path(config.data).resolve()), stamp(config.data), parent.digest, wanted)
-    named = read_tensors(_stage(run, team, "text", key, make) / "text.safetensors")
+    named = read_tensors(team.stage(run, "text", key, make) / "text.safetensors")
     return Blocks(train=tuple(named[str(i)] for i in range(len(stages))), held_out=named["held_out"])

@@ -30,7 +30,6 @@ from befit.elastic.record import Trained
 from befit.elastic.router import Router
 from befit.elastic.space import NestedSpace
 from befit.elastic.summary import Findings, record
-from befit.elastic.team import Team
 from befit.elastic.train import train
 from befit.lm.data import digest as tensor_digest
 from befit.lm.depth import DepthRanking, Method, compare_methods
@@ -40,6 +39,7 @@ from befit.lm.prefix import prefix
 from befit.lm.quality import Predictor, judge
 from befit.lm.rank import AxisRanking, axis_scores, rank_axes
 from befit.lm.sort import sort_weights
+from befit.lm.team import Team
 from befit.progress import Progress, silent
 from befit.rundir import digest, read_json, read_tensors, write_json, write_tensors
 
@@ -56,7 +56,7 @@ def elastic(config: ElasticConfig, *, progress: Progress = silent) -> dict[str, 
     """Train a nested model; returns what `summary.json` holds. Everything lies in `config.out` when it returns.
 
     Raises `BadBudget`, `BadData`, `UnsupportedModel`, `IllegalArch`, `Infeasible`, `RunConflict` or `DiskFull`; where several
-    processes make one nested model (`befit.elastic.team`), the main one does, and the others raise `SystemExit`.
+    processes make one nested model (`befit.lm.team`), the main one does, and the others raise `SystemExit`.
     """
     team = Team.of(config.device)
     with team.one_voice():

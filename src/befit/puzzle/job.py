@@ -1,5 +1,6 @@
 """What one run works on: parent, text, device, space, and the names of what it keeps."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ from befit.lm.data import digest as tensor_digest
 from befit.lm.families import family_of
 from befit.lm.parent import Parent, find, load_parent, read_config
 from befit.lm.precision import DTYPES
+from befit.lm.team import Team
 from befit.progress import Progress
 from befit.puzzle.batches import batches_of, fitted, with_room
 from befit.puzzle.config import PuzzleConfig
@@ -66,7 +68,7 @@ def check(config: PuzzleConfig, budget: Budget, workload: Workload) -> Asked:
     return Asked(space=space, workload=base, batches=batches)
 
 
-def text_stage(run: Run, config: PuzzleConfig, parent: Parent) -> Blocks:
+def text_stage(run: Run, team: Team, config: PuzzleConfig, parent: Parent) -> Blocks:
     """Text to distil on, and held-out text to score and to judge on, as token ids; tokenised once.
 
     Raises `BadData` for text that cannot be read or is too short.
@@ -83,7 +85,7 @@ def text_stage(run: Run, config: PuzzleConfig, parent: Parent) -> Blocks:
         write_tensors(folder / "text.safetensors", {"train": blocks.train, "held_out": blocks.held_out})
 
     key = digest("text", config.data and str(Path(config.data).resolve()), stamp(config.data), parent.digest, wanted)
-    named = read_tensors(run.stage("text", key, make) / "text.safetensors")
+    named = read_tensors(team.stage(run, "text", key, make) / "text.safetensors")
     return Blocks(train=named["train"], held_out=named["held_out"])
 
 
@@ -113,6 +115,7 @@ class Job:
     """What all stages of one run share."""
 
     config: PuzzleConfig
+    team: Team
     run: Run
     progress: Progress
     parent: Parent
@@ -126,18 +129,22 @@ class Job:
     blocks: Blocks
 
     @staticmethod
-    def open(config: PuzzleConfig, progress: Progress) -> "Job":
+    def open(config: PuzzleConfig, team: Team, progress: Progress) -> "Job":
         """Check everything that can be checked before any work, then load parent and text."""
-        budget = Budget.parse(config.budget)
-        device = this_device(config.device)
-        dtype = chosen_dtype(config, device)
-        workload = workload_of(config, dtype)
-        asked = check(config, budget, workload)
-        run = Run.open(config.out, config.to_json(), may_change=REDONE)
+        with team.first():
+            budget = Budget.parse(config.budget)
+            device = this_device(config.device)
+            dtype = chosen_dtype(config, device)
+            workload = workload_of(config, dtype)
+            asked = check(config, budget, workload)
+            run = Run(folder=config.out)
+            if team.main:
+                run = Run.open(config.out, config.to_json(), may_change=REDONE)
         parent = load_parent(config.parent, device=device.kind, dtype=DTYPES[dtype])
-        blocks = text_stage(run, config, parent)
+        blocks = text_stage(run, team, config, parent)
         job = Job(
             config=config,
+            team=team,
             run=run,
             progress=progress,
             parent=parent,
@@ -154,6 +161,10 @@ class Job:
     def space(self) -> DecoderSpace:
         """All legal children."""
         return space_of(self.config, self.parent.shape, self.workload)
+
+    def stage(self, name: str, key: str, make: Callable[[Path], None]) -> Path:
+        """The folder of a stage that the main process makes alone."""
+        return self.team.stage(self.run, name, key, make)
 
     def rows(self, tokens: int) -> Tensor:
         """The first `tokens` training tokens, whole sequences."""

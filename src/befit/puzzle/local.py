@@ -12,9 +12,10 @@ Shapes: N sequences, B batch, T tokens, D hidden.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -58,31 +59,49 @@ class LocalConfig:
 
 
 def build_library(
-    tokens: Tensor, config: LocalConfig, *, library: Library, progress: Progress = silent
+    tokens: Tensor,
+    config: LocalConfig,
+    *,
+    library: Library,
+    mine: Callable[[int], bool] = lambda _: True,
+    progress: Progress = silent,
 ) -> dict[int, dict[str, tuple[float, float]]]:
     """Train and write every layer's variants from token ids (N, T); layers already written are kept.
 
-    Returns for each layer and variant the held-out error before and after training.
+    Of several processes each trains the layers that are `mine`, and only runs the others. Returns what `library_errors` does.
     """
     parent, space, family = library.parent, library.space, library.family
     windows = {getattr(v, "window", None) for i in range(space.shape.layers) for v in space.attention_variants(i)}
-    errors: dict[int, dict[str, tuple[float, float]]] = {}
     with torch.no_grad():
         x = torch.cat([parent.model.embed_tokens(ids.to(parent.device)) for ids in tokens.split(64)])
         context = parent.model.begin(x[:1], windows=windows)
     for index in progress(range(space.shape.layers), "library", space.shape.layers):
         attended, after = _parent_outputs(parent.model.layers[index], x, context, config.batch)
-        record = library.file(index).with_suffix(".json")
-        if not record.exists():
+        record = _record(library, index)
+        if mine(index) and not record.exists():
             weights = parent_layer(parent, index)
             halves = _halves(parent, space, family, index, weights)
             outcome = distil_layer(halves, (x, attended, after), context, config, seed=config.seed + index)
             trained = {key: module.to(parent.dtype).state_dict() for key, module in halves.items()}
             write_tensors(library.file(index), flat(trained))
             write_json(record, {f"{kind}/{v.name}": pair for (kind, v), pair in outcome.items()})
-        errors[index] = {name: (pair[0], pair[1]) for name, pair in read_json(record).items()}
         x = after
-    return errors
+    return library_errors(library)
+
+
+def library_errors(library: Library) -> dict[int, dict[str, tuple[float, float]]]:
+    """For every layer written so far and each of its variants, the held-out error before and after training."""
+    records = {index: _record(library, index) for index in range(library.space.shape.layers)}
+    return {
+        index: {name: (pair[0], pair[1]) for name, pair in read_json(record).items()}
+        for index, record in records.items()
+        if record.exists()
+    }
+
+
+def _record(library: Library, index: int) -> Path:
+    """Where a layer's errors lie; written after its weights."""
+    return library.file(index).with_suffix(".json")
 
 
 def distil_layer(

@@ -4,6 +4,9 @@
 
 Every stage is stored under a key made from all that went into it. A run that was killed goes on where it stopped; a run with
 another budget reads everything up to the scores and the cost table and starts at the solver.
+
+Under `accelerate launch` several processes share the layers of the library and the batches of the scores, and heal together;
+everything else the main one does alone (`befit.lm.team`).
 """
 
 from collections.abc import Mapping
@@ -20,6 +23,7 @@ from befit.lm.modeling_befit import BefitForCausalLM
 from befit.lm.quality import Quality, evaluate
 from befit.lm.rank import Ranking, rank
 from befit.lm.sort import sort
+from befit.lm.team import Team
 from befit.lm.timing import measure_models, measure_table, table_key
 from befit.progress import Progress, silent
 from befit.puzzle import baselines
@@ -28,20 +32,26 @@ from befit.puzzle.config import PuzzleConfig
 from befit.puzzle.heal import HealResult, heal
 from befit.puzzle.job import Job
 from befit.puzzle.library import Library, free
-from befit.puzzle.local import build_library
+from befit.puzzle.local import build_library, library_errors
 from befit.puzzle.polish import TrueKl
 from befit.puzzle.prices import Prices
 from befit.puzzle.record import Findings, record
-from befit.puzzle.score import Scores, load_task, score, score_task
+from befit.puzzle.score import Scores, load_task, score_batches, score_task, scores_of
 from befit.rundir import digest, read_json, read_tensors, replacing_folder, write_json, write_tensors
 
 
 def puzzle(config: PuzzleConfig, *, progress: Progress = silent) -> dict[str, Any]:
     """Refit a parent to a budget; returns what `summary.json` holds. Everything lies in `config.out` when it returns.
 
-    Raises `BadBudget`, `BadData`, `UnsupportedModel`, `Infeasible`, `RunConflict` or `DiskFull`.
+    Raises `BadBudget`, `BadData`, `UnsupportedModel`, `Infeasible`, `RunConflict` or `DiskFull`; of several processes the main
+    one does, and the others raise `SystemExit`.
     """
-    job = Job.open(config, progress)
+    team = Team.of(config.device)
+    with team.one_voice():
+        return _puzzle(Job.open(config, team, progress if team.main else silent))
+
+
+def _puzzle(job: Job) -> dict[str, Any]:
     ranking = rank_stage(job)
     library = library_stage(job, ranking)
     scores = score_stage(job, library)
@@ -51,12 +61,15 @@ def puzzle(config: PuzzleConfig, *, progress: Progress = silent) -> dict[str, An
     archs = {"child": chosen.arch, **rivals}
     healed = {name: heal_stage(job, library, name, arch) for name, arch in archs.items()}
     results = evaluate_stage(job, library, archs, healed, chosen.batch)
-    return record(Findings(job, library, ranking, scores, prices, chosen, archs, results, healed["child"][1]))
+    with job.team.first():
+        if job.team.main:
+            record(Findings(job, library, ranking, scores, prices, chosen, archs, results, healed["child"][1]))
+    return read_json(job.run.folder / "summary.json")
 
 
 def measure_only(config: PuzzleConfig, *, progress: Progress = silent) -> Prices:
     """Measure, or read, the cost table of a parent on this device, and nothing else."""
-    job = Job.open(config, progress)
+    job = Job.open(config, Team(), progress)
     return price_stage(job, job.parent.model.config, job.workload.batch)
 
 
@@ -68,7 +81,7 @@ def rank_stage(job: Job) -> Ranking:
         found = rank(job.parent.model, job.parent.shape, job.parent.family, rows, progress=job.progress)
         write_tensors(folder / "ranking.safetensors", found.tensors())
 
-    folder = job.run.stage("rank", job.sorted_key, make)
+    folder = job.stage("rank", job.sorted_key, make)
     ranking = Ranking.from_tensors(read_tensors(folder / "ranking.safetensors"))
     sort(job.parent.model, job.parent.shape, job.parent.family, ranking)
     return ranking
@@ -84,12 +97,14 @@ def library_stage(job: Job, ranking: Ranking) -> Library:
         folder=job.run.folder / "stages" / f"library-{job.library_key}",
     )
 
-    def make(folder: Path) -> None:
+    def work(_folder: Path) -> None:
         rows = job.rows(job.config.local_tokens)
-        errors = build_library(rows, job.config.local, library=library, progress=job.progress)
-        write_json(folder / "errors.json", {str(layer): table for layer, table in errors.items()})
+        build_library(rows, job.config.local, library=library, mine=job.team.mine, progress=job.progress)
 
-    job.run.stage("library", job.library_key, make)
+    def finish(folder: Path) -> None:
+        write_json(folder / "errors.json", {str(layer): table for layer, table in library_errors(library).items()})
+
+    job.team.shared_stage(job.run, "library", job.library_key, work, finish)
     return library
 
 
@@ -97,15 +112,22 @@ def score_stage(job: Job, library: Library) -> Scores:
     """The quality each replacement costs."""
     config = job.config
 
-    def make(folder: Path) -> None:
-        if config.score.metric.startswith("task:"):
+    rows, by_task = job.score_rows, config.score.metric.startswith("task:")
+
+    def work(folder: Path) -> None:
+        if not by_task:
+            score_batches(library, rows, config.score, folder=folder, mine=job.team.mine, progress=job.progress)
+
+    def finish(folder: Path) -> None:
+        if by_task:
             found = score_task(library, load_task(config.score.metric), progress=job.progress)
         else:
-            found = score(library, job.score_rows, config.score, folder=folder, progress=job.progress)
+            found = scores_of(job.space, rows, config.score, folder)
         write_json(folder / "scores.json", found.to_json())
 
-    key = digest("score", job.library_key, repr(config.score), tensor_digest(job.score_rows))
-    return Scores.from_json(read_json(job.run.stage("score", key, make) / "scores.json"))
+    key = digest("score", job.library_key, repr(config.score), tensor_digest(rows))
+    folder = job.team.shared_stage(job.run, "score", key, work, finish)
+    return Scores.from_json(read_json(folder / "scores.json"))
 
 
 def price_stage(job: Job, parent: Any, batch: int) -> Prices:
@@ -119,7 +141,7 @@ def price_stage(job: Job, parent: Any, batch: int) -> Prices:
         write_json(folder / "latency.json", table.to_json())
 
     key = digest("measure", table_key(job.space, workload, job.device, job.dtype, job.config.measure))
-    folder = job.run.stage("measure" if batch == job.workload.batch else f"measure batch {batch}", key, make)
+    folder = job.stage("measure" if batch == job.workload.batch else f"measure batch {batch}", key, make)
     return Prices(
         space=job.space, workload=workload, latency=LatencyTable.from_json(read_json(folder / "latency.json"))
     )
@@ -159,7 +181,7 @@ def choose_stage(job: Job, library: Library, scores: Scores, prices: Mapping[int
     key = digest(
         "choose", job.library_key, scores.to_json(), tables, str(job.budget), repr(config.polish), config.solutions
     )
-    return Chosen.from_json(read_json(job.run.stage("choose", key, make) / "chosen.json"))
+    return Chosen.from_json(read_json(job.stage("choose", key, make) / "chosen.json"))
 
 
 def rival_stage(
@@ -181,7 +203,7 @@ def rival_stage(
         write_json(folder / "rivals.json", {name: arch.to_json() for name, arch in found.items() if arch})
 
     key = digest("baselines", chosen.to_json(), scores.to_json(), job.config.seed)
-    folder = job.run.stage("baselines", key, make)
+    folder = job.stage("baselines", key, make)
     return {name: DecoderArch.from_json(arch) for name, arch in read_json(folder / "rivals.json").items()}
 
 
@@ -189,14 +211,14 @@ def heal_stage(job: Job, library: Library, name: str, arch: DecoderArch) -> tupl
     """Distil a whole child from the parent; returns it healed, with the course of its loss."""
     config, rows = job.config.heal, job.rows(job.config.heal.tokens)
 
-    def make(folder: Path) -> None:
+    def work(folder: Path) -> None:
         heal(free(library.assemble(arch)), library.parent, rows, config, folder, job.progress)
 
     key = digest("heal", job.library_key, arch.to_json(), repr(config), tensor_digest(rows))
-    folder = job.run.stage(f"heal {name}", key, make)
+    folder = job.team.shared_stage(job.run, f"heal {name}", key, work, lambda _: None)
     child = free(library.assemble(arch))
     result = heal(child, library.parent, rows, config, folder)  # Done by now: this only reads.
-    if name == "child":
+    if name == "child" and job.team.main:
         with replacing_folder(job.run.folder / "child") as folder:
             save(child, folder, job.parent.tokenizer)
     return child, result
@@ -229,7 +251,7 @@ def evaluate_stage(
 
     made = {name: arch.to_json() for name, arch in archs.items()}, repr(job.config.heal)
     key = digest("evaluate", job.library_key, made, workload, job.device, tensor_digest(rows))
-    return read_json(job.run.stage("evaluate", key, make) / "results.json")
+    return read_json(job.stage("evaluate", key, make) / "results.json")
 
 
 def with_measured(costs: Mapping[str, float], time: Latency, workload: Workload) -> dict[str, float]:

@@ -139,26 +139,56 @@ def hidden_metric(model: BefitForCausalLM, ids: Tensor, hidden: Tensor) -> Calla
 METRICS: dict[str, Metric] = {"kl": kl_metric, "loss": loss_metric, "hidden": hidden_metric}
 
 
-@torch.inference_mode()
 def score(
-    library: Library, tokens: Tensor, config: ScoreConfig, *, folder: Path, progress: Progress = silent
+    library: Library,
+    tokens: Tensor,
+    config: ScoreConfig,
+    *,
+    folder: Path,
+    progress: Progress = silent,
 ) -> Scores:
     """Measure all replacements on token ids (N, T); batches finished earlier are read from `folder`."""
+    score_batches(library, tokens, config, folder=folder, progress=progress)
+    return scores_of(library.space, tokens, config, folder)
+
+
+@torch.inference_mode()
+def score_batches(
+    library: Library,
+    tokens: Tensor,
+    config: ScoreConfig,
+    *,
+    folder: Path,
+    mine: Callable[[int], bool] = lambda _: True,
+    progress: Progress = silent,
+) -> None:
+    """Measure all replacements on the batches that are `mine`, and leave a file for each; those that are there are kept."""
     space, model = library.space, library.parent
     plans = [_plan(space, layer, config) for layer in range(space.shape.layers)]
     windows = {getattr(b.attention, "window", None) for plan in plans for b in plan}
     halves = _Halves(library)
-    batches = tokens.split(config.batch)
-    for number, ids in enumerate(progress(batches, "score", len(batches))):
-        record = folder / f"batch_{number:04d}.json"
+    batches = [(number, ids) for number, ids in enumerate(tokens.split(config.batch)) if mine(number)]
+    for number, ids in progress(batches, "score", len(batches)):
+        record = _record(folder, number)
         if not record.exists():
             sums = _score_batch(model, halves, plans, ids.to(model.device), windows, METRICS[config.metric])
             write_json(record, sums)
+
+
+def scores_of(space: DecoderSpace, tokens: Tensor, config: ScoreConfig, folder: Path) -> Scores:
+    """The mean over all batches that `score_batches` measured."""
+    measured = [read_json(_record(folder, number)) for number in range(math.ceil(len(tokens) / config.batch))]
     layers = []
-    for layer, plan in enumerate(plans):
-        sums = [read_json(folder / f"batch_{n:04d}.json")[layer] for n in range(len(batches))]
-        layers.append({b.name: math.fsum(s[b.name] for s in sums) / len(tokens) for b in plan})
+    for layer in range(space.shape.layers):
+        sums = [one[layer] for one in measured]
+        names = [block.name for block in _plan(space, layer, config)]
+        layers.append({name: math.fsum(s[name] for s in sums) / len(tokens) for name in names})
     return with_interaction(layers, space)
+
+
+def _record(folder: Path, number: int) -> Path:
+    """Where a batch's sums lie."""
+    return folder / f"batch_{number:04d}.json"
 
 
 def score_task(library: Library, task: Callable[[BefitForCausalLM], float], *, progress: Progress = silent) -> Scores:

@@ -1,24 +1,27 @@
 """The processes of one run: `accelerate launch` starts several, each with a device of its own, and all run the whole pipeline.
 
 What only one need do, the main process does first while the others wait, then they read what it wrote: the run directory must
-be on a disk that all share. Training is the part that all do together (`befit.elastic.train`). The others wait through
+be on a disk that all share. A stage of many independent parts, such as the layers of a library, is shared: every process does
+its own parts, the main one puts them together. Training is what all do together, step by step. Processes wait through
 gloo, on the CPU: waiting in NCCL keeps a GPU busy, and gives up after ten minutes.
 
-An error of the main process ends all: it alone tells what is wrong, the others end with its exit code.
+The main process alone tells what is wrong, be it its own error or another's; all end with the same exit code.
 """
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from befit.errors import BefitError
+from befit.errors import BefitError, RunConflict
+from befit.rundir import Run
 
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 """Where launchers write how many processes there are; Accelerate reads the same."""
@@ -38,6 +41,8 @@ class Team:
 
     size: int = 1
     """Processes."""
+    rank: int = 0
+    """Which of them this one is, from 0."""
     main: bool = True
     """Whether this one works alone while the others wait, and speaks for all."""
     group: Any = None
@@ -67,6 +72,54 @@ class Team:
             if self.main:
                 self._tell(done)
 
+    def stage(self, run: Run, name: str, key: str, make: Callable[[Path], None]) -> Path:
+        """The folder of a stage, made by the main process if it is new, read by the others."""
+        with self.first():
+            return run.stage(name, key, make if self.main else _unseen)
+
+    def shared_stage(
+        self, run: Run, name: str, key: str, work: Callable[[Path], None], finish: Callable[[Path], None]
+    ) -> Path:
+        """The folder of a stage that all make: each does its parts in `work`, then the main one does `finish`.
+
+        `work` takes the parts that `mine` tells and leaves files of its own; what an interrupted attempt left may be used.
+        """
+
+        def make(folder: Path) -> None:
+            self._part(work, folder)
+            finish(folder)
+
+        if not self.main and not run.is_done(name, key):
+            self._part(work, run.stage_folder(name, key))
+        return self.stage(run, name, key, make)
+
+    def mine(self, part: int) -> bool:
+        """Whether part number `part` of a shared stage is this process's."""
+        return part % self.size == self.rank
+
+    def _part(self, work: Callable[[Path], None], folder: Path) -> None:
+        """Do this process's part and wait for the others; an error of one is the error of all."""
+        if self.size == 1:
+            work(folder)
+            return
+        said: str | None = "it was stopped"
+        try:
+            work(folder)
+            said = None
+        except BefitError as error:
+            said = str(error)
+            if self.main:
+                raise
+        finally:
+            told: list[str | None] = [None] * self.size
+            with suppress(*(() if said is None else (RuntimeError,))):  # another process may be gone by now
+                torch.distributed.all_gather_object(told, said, group=self.group)
+        failed = [(rank, one) for rank, one in enumerate(told) if one is not None]
+        if failed and self.main:
+            raise BefitError(f"process {failed[0][0]} of {self.size}: {failed[0][1]}")
+        if failed:
+            raise _left()
+
     @contextmanager
     def one_voice(self) -> Iterator[None]:
         """An error that all processes meet, such as a loss that is no number, is told by the main one alone."""
@@ -88,6 +141,10 @@ class Team:
         return bool(done)
 
 
+def _unseen(folder: Path) -> None:
+    raise RunConflict(f"{folder} is not seen by every process; give an --out on a disk that all machines share")
+
+
 def _left() -> SystemExit:
     """The end of a process that has nothing to say."""
     time.sleep(LAST_WORDS)
@@ -104,4 +161,4 @@ def _gathered(cpu: bool) -> Team:
     if state.num_processes == 1:
         return Team()
     group = torch.distributed.new_group(backend="gloo", timeout=STAGE)
-    return Team(size=state.num_processes, main=state.is_main_process, group=group)
+    return Team(size=state.num_processes, rank=state.process_index, main=state.is_main_process, group=group)
