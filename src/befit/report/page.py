@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from befit.report import elastic, frame, puzzle, search
+from befit.report import elastic, frame, proposals, puzzle, search
 
 
 def write_report(summary: Mapping[str, Any], path: Path) -> None:
@@ -22,5 +22,7 @@ def render(summary: Mapping[str, Any]) -> str:
             return elastic.render(summary)
         case "search":
             return search.render(summary)
+        case "propose":
+            return proposals.render(summary)
         case _:
             return puzzle.render(summary)

@@ -1,0 +1,47 @@
+"""How alike the networks of a run are: soft, for a report; no proposal is refused for being like another.
+
+The measure is `befit.propose.fingerprint.similarity`. A run that goes on writing the same network with other numbers has a high
+similarity and few surprises left; one that grows ever more alike has settled.
+"""
+
+from collections.abc import Sequence
+from itertools import combinations
+from statistics import fmean, median
+from typing import Any
+
+from befit.errors import BadProposal
+from befit.propose.fingerprint import runs, similarity
+from befit.propose.funnel import is_trained
+from befit.propose.proposal import Proposal
+
+MOST = 200
+"""Networks that are compared, the best of a run: their pairs grow with the square."""
+SHOWN = 16
+"""Networks of the map."""
+
+
+def alike(rows: Sequence[Proposal], *, most: int = MOST, shown: int = SHOWN) -> dict[str, Any]:
+    """Similarities among the best networks that were trained, as plain values.
+
+    Returns networks (how many were compared), mean (of all pairs), nearest (median over the networks of the similarity to the
+    one most like it; None below two networks), names (numbers of the best) and matrix (of those, best first).
+    """
+    trained = sorted((row for row in rows if is_trained(row)), key=lambda row: (-(row.accuracy or 0), row.key))
+    known = [(row, found) for row in trained[:most] if (found := _runs(row.source)) is not None]
+    near = {pair: similarity(known[pair[0]][1], known[pair[1]][1]) for pair in combinations(range(len(known)), 2)}
+    closest = [max((value for pair, value in near.items() if at in pair), default=0.0) for at in range(len(known))]
+    first = range(min(shown, len(known)))
+    return {
+        "networks": len(known),
+        "mean": fmean(near.values()) if near else None,
+        "nearest": median(closest) if near else None,
+        "names": [known[at][0].number for at in first],
+        "matrix": [[1.0 if a == b else near[min(a, b), max(a, b)] for b in first] for a in first],
+    }
+
+
+def _runs(source: str) -> frozenset[int] | None:
+    try:
+        return runs(source)
+    except BadProposal:  # a genome's text, say
+        return None
