@@ -151,6 +151,7 @@ TESTED_IN = {
     "lm/qwen2.py": "lm/test_families.py",
     "lm/shapes.py": "lm/test_pretrain.py",
     "lm/qwen3.py": "lm/test_families.py",
+    "lm/tasks/named.py": "lm/tasks/test_item.py",
     "vision/arrays.py": "vision/test_data.py",
     "vision/pixels.py": "vision/test_data.py",
     "vision/sources.py": "vision/test_data.py",
