@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tests.propose.proposals import row, run
 
 from befit.errors import BadData
-from befit.propose.funnel import arms, by_run, funnel, is_trained, means, plain, reasons, spent
+from befit.propose.funnel import arms, by_run, funnel, is_trained, leaders, means, plain, reasons, spent
 from befit.propose.proposal import STAGES
 
 
@@ -88,3 +88,10 @@ def test_a_plain_row_leaves_out_what_is_long() -> None:
     told = plain(row(source="x" * 1000, tree="0" * 32, accuracy=0.5))
     assert told["accuracy"] == 0.5 and told["stage"] == "above-chance"
     assert not {"source", "tree", "said"} & set(told)
+
+
+def test_leaders_are_the_best_of_each_network_once() -> None:
+    rows = [row(number=n, accuracy=0.1 * n, source=str(n % 3), params=9 - n) for n in range(5)]
+    rows += [row(number=5, accuracy=0.4, source="3", params=1), row("allowed", number=6, accuracy=0.9, source="9")]
+    assert [one["number"] for one in leaders(rows)] == [5, 4, 3, 2]
+    assert [(one["proposed"], one["source"]) for one in leaders(rows, 1)] == [(0.4, "3")]

@@ -5,7 +5,7 @@ from typing import Any
 from tests.propose.proposals import run
 
 from befit.propose.diversity import alike
-from befit.propose.funnel import arms, plain
+from befit.propose.funnel import arms, leaders, plain
 from befit.propose.proposal import Proposal
 from befit.propose.statistics import compare
 
@@ -34,25 +34,21 @@ def several(seeds: int = 4, attempts: int = 40) -> dict[str, Any]:
 
 
 def _common(rows: list[Proposal]) -> dict[str, Any]:
-    ranked = sorted((row for row in rows if row.stage == "above-chance"), key=lambda row: -(row.accuracy or 0))
-    best = [
-        {name: vars(row)[name] for name in ("arm", "dataset", "seed", "number", "source")}
-        | {"validation": row.accuracy, "test": (row.accuracy or 0) - 0.01 if place < 3 else None, "within": True}
-        | {"counted": {"params": row.params, "flops": row.flops}}
-        | ({"predicted": {"latency_ms": 1.2}, "measured": {"latency_ms": 1.31}} if place == 0 else {})
-        for place, row in enumerate(ranked[:8])
-    ]
+    first, *others = leaders(rows, 8)
+    final = {"validation": first["proposed"] + 0.01, "test": first["proposed"] - 0.01, "within": True}
+    costs = {"predicted": {"latency_ms": 1.2}, "measured": {"latency_ms": 1.31}}
     return {
-        "kind": "propose",
+        "kind": "proposals",
         "befit": "0.1.0",
         "command": "befit propose --llm http://localhost:8000/v1 --model coder --proposals 40",
         "device": {"name": "a processor", "trained_on": "the CPU", "versions": {"torch": "2.13.0"}},
-        "data": {"source": "digits", "classes": list("0123456789")},
+        "data": [{"name": "digits", "source": "digits"}],
         "bounds": [{"cost": "params", "op": "<=", "value": 20000.0}],
         "notes": ["12 examples did not fit into the prompts and were left out."],
         "arms": arms(rows, 0.1),
-        "proposals": [plain(row) for row in rows],
-        "best": best,
+        "rows": [plain(row) for row in rows],
+        "best": [first | final | costs],
+        "leaders": [first, *others],
         "similarity": alike(rows),
         "stages": [{"name": "propose", "seconds": 812.0}, {"name": "train the best", "seconds": 95.0}],
         "use": "befit predict runs/llm/best photo.jpg",

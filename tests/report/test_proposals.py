@@ -40,8 +40,8 @@ def small() -> dict[str, Any]:
     """Every kind of node and little to draw."""
     summary = sample("several")
     summary["arms"] = summary["arms"][::8]
-    summary["proposals"] = summary["proposals"][:3]
-    summary["best"] = summary["best"][:1]
+    summary["rows"] = summary["rows"][:3]
+    summary["leaders"] = summary["leaders"][1:2]
     for line in summary["arms"]:
         line["funnel"] = {name: line["funnel"][name] for name in ("attempted", "new-graph")}
         line["reasons"] = {"allowed": {"policy": 2}}
@@ -60,7 +60,7 @@ def small() -> dict[str, Any]:
 
 def test_the_headline_says_what_was_found_and_of_how_many() -> None:
     summary = sample()
-    summary["best"][0] |= {"test": 0.9812, "validation": 0.985, "counted": {"params": 56700}}
+    summary["best"][0] |= {"test": 0.9812, "validation": 0.985, "params": 56700}
     funnel = summary["arms"][0]["funnel"]
     assert plain(headline(summary)) == (
         "98.1 % of the test images and 98.5 % of the validation images right with 56.7 K parameters; "
@@ -119,9 +119,9 @@ def test_what_a_new_network_cost_is_over_all_runs_of_the_arm() -> None:
 def test_measured_and_predicted_stand_apart_and_so_do_test_and_validation() -> None:
     rows = re.findall(r"<tr.*?</tr>", proposals.best(sample()))
     heads = re.findall(r'<span class="unit">(\w[\w ]*)</span>', rows[1])
-    assert heads == ["validation", "test", "counted", "counted", "measured", "predicted"]
+    assert heads == ["as proposed", "validation", "test", "counted", "counted", "measured", "predicted"]
     assert "1.31" in rows[2] and "1.20" in rows[2] and len(rows) == 2 + 8
-    assert plain(rows[2]).count("–") == 0 and plain(rows[-1]).count("–") == 3  # never opened on test, never on a device
+    assert plain(rows[2]).count("–") == 0 and plain(rows[-1]).count("–") == 4  # not trained for good, on no device
     assert "no. " in rows[2] and "seed" not in rows[2] and "seed" in proposals.best(sample("several"))
 
 
@@ -147,7 +147,7 @@ def test_the_curve_is_the_mean_of_the_runs_and_starts_at_guessing() -> None:
         for number, value in enumerate(values)
     ]
     rows[2] |= {"same_as": 1, "accuracy": 0.99}  # a repeated network is none
-    drawn = figures(arms.curves({"arms": [{"arm": "a", "chance": 0.1}], "proposals": rows}))
+    drawn = figures(arms.curves({"arms": [{"arm": "a", "chance": 0.1}], "rows": rows}))
     assert len(drawn) == 2  # attempts and tokens; no seconds were told
     line, chance = drawn[0]["data"]
     assert line["x"] == [0, 1, 2, 3] and line["y"] == pytest.approx([10, 15, 30, 60])
@@ -218,7 +218,7 @@ def test_no_summary_makes_it_raise() -> None:
 
 
 def test_a_run_that_has_only_begun_has_a_page() -> None:
-    for summary in ({"kind": "propose"}, {"kind": "propose", "arms": [], "best": [], "proposals": []}):
+    for summary in ({"kind": "proposals"}, {"kind": "proposals", "arms": [], "best": [], "rows": []}):
         html = page.render(summary)
         assert "No proposals yet" in html and "plotly" not in html and "script-src 'none'" in html
 

@@ -132,3 +132,15 @@ def arms(rows: Sequence[Proposal], chance: float | Mapping[str, float]) -> list[
 def plain(row: Proposal) -> dict[str, Any]:
     """A row for a summary: what is not long."""
     return {field.name: vars(row)[field.name] for field in fields(row) if field.name not in _LONG}
+
+
+def leaders(rows: Sequence[Proposal], count: int = 10) -> list[dict[str, Any]]:
+    """For a summary, the networks that were most accurate when they were proposed, each once, with their source."""
+    ranked = sorted(filter(is_trained, rows), key=lambda row: (-(row.accuracy or 0), row.params or 0, row.key))
+    once = {(row.dataset, row.graph or row.tree or row.source): row for row in reversed(ranked)}  # the best one stays
+    return [
+        {name: vars(row)[name] for name in ("arm", "dataset", "seed", "number", "params", "flops", "source")}
+        | {"proposed": row.accuracy}
+        for row in ranked
+        if once[row.dataset, row.graph or row.tree or row.source] is row
+    ][:count]

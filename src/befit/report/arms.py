@@ -27,7 +27,7 @@ _SURE = 0.05
 
 def curves(summary: Mapping[str, Any]) -> str:
     """The best accuracy so far against attempts, tokens and time: each arm's mean over its runs."""
-    rows = q.entries(summary.get("proposals"))
+    rows = q.entries(summary.get("rows"))
     arms = names(summary) or list(dict.fromkeys(name_of(row.get("arm")) for row in rows))
     axes = (
         ("attempt", 1.0, lambda _row: 1.0),

@@ -22,7 +22,7 @@ def render(summary: Mapping[str, Any]) -> str:
             return elastic.render(summary)
         case "search":
             return search.render(summary)
-        case "propose":
+        case "proposals":
             return proposals.render(summary)
         case _:
             return puzzle.render(summary)

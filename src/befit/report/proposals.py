@@ -1,8 +1,9 @@
 """The page of `befit propose`: the best networks that were written, and what became of all the others.
 
 Of the summary it reads: title, notes, data, budget and bounds, arms (a line for each arm, dataset and seed with funnel, reasons,
-spent and means), comparison, proposals (a row each), best (networks with validation, test, counted, predicted and measured costs
-and their source; the first one is the result), similarity (of the best among each other), stages.
+spent and means), comparison, rows (a proposal each), best (the result for each dataset, with accuracy as it was proposed, then on
+validation and test images after its last training, costs and source), leaders (the best as they were proposed), similarity,
+stages.
 """
 
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from befit.report import arms, canvas, finalists, frame, tables, yields
 from befit.report import quantities as q
 from befit.report.tables import Column, Row, path
 
+_KEY = ("arm", "dataset", "seed", "number")
 _UNSEEN = "\u200b"
 """A space without width."""
 _MOST_CODES = 10
@@ -28,8 +30,7 @@ def render(summary: Mapping[str, Any]) -> str:
 
 def headline(summary: Mapping[str, Any]) -> str:
     """The result in one sentence of plain text."""
-    networks = q.entries(summary.get("best"))
-    best = networks[0] if networks else {}
+    best = next(iter(q.entries(summary.get("best"))), {})
     splits = (("test", "of the test images"), ("validation", "of the validation images"))
     right = [f"{q.accuracy(value)} {of}" for name, of in splits if (value := q.number(best.get(name))) is not None]
     tried, new = (_total(summary, stage) for stage in ("attempted", "new-graph"))
@@ -40,7 +41,7 @@ def headline(summary: Mapping[str, Any]) -> str:
     )
     if not right:
         return told or str(summary.get("title") or "No proposals yet")
-    params = q.dig(best, "counted", "params")
+    params = q.dig(_costed(best), "counted", "params")
     size = f" with {q.amount(params)} parameters" if params is not None else ""
     return f"{frame.listed(right)} right{size}" + (f"; {told}" if told else "")
 
@@ -79,16 +80,36 @@ def _budget(summary: Mapping[str, Any]) -> str:
     networks, bounds = q.entries(summary.get("best")), q.entries(summary.get("bounds"))
     if not networks or not bounds:
         return ""
-    child = [{"cost": name, "value": value, "kind": way} for name, (value, way) in finalists.costs(networks[0]).items()]
-    met = networks[0].get("within")
+    known = finalists.costs(_costed(networks[0]))
+    child = [{"cost": name, "value": value, "kind": way} for name, (value, way) in known.items()]
+    met = networks[0].get("within", True)  # nothing beyond the budget is ever trained
     return tables.budget({"text": summary.get("budget"), "bounds": bounds, "child": child, "met": met})
+
+
+def _costed(one: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A network whose exact counts stand with the costs that are counted."""
+    exact = {name: one.get(name) for name in ("params", "flops") if q.number(one.get(name)) is not None}
+    return {**one, "counted": {**exact, **q.mapping(one.get("counted"))}}
+
+
+def _networks(summary: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], bool]]:
+    """The results, then the other best ones; whether each is a result."""
+    results = [_costed(one) for one in q.entries(summary.get("best"))]
+    keys = [[one.get(name) for name in _KEY] for one in results]
+    others = [_costed(one) for one in q.entries(summary.get("leaders"))]
+    return [(one, True) for one in results] + [
+        (one, False) for one in others if [one.get(name) for name in _KEY] not in keys
+    ]
 
 
 def best(summary: Mapping[str, Any]) -> str:
     """A row for each of the best networks; what is counted, predicted and measured stands in columns of its own."""
-    networks = q.entries(summary.get("best"))
-    costs = canvas.union(q.mapping(one.get(way)) for one in networks for way in finalists.WAYS)
-    columns = [Column(group="Accuracy", name=name, read=path(name), write=_fine) for name in ("validation", "test")]
+    networks = _networks(summary)
+    costs = canvas.union(q.mapping(one.get(way)) for one, _ in networks for way in finalists.WAYS)
+    columns = [
+        Column(group="Accuracy", name=words, read=path(name), write=_fine)
+        for name, words in (("proposed", "as proposed"), ("validation", "validation"), ("test", "test"))
+    ]
     for cost in costs:
         title = canvas.safe(q.cost_name(cost))
         columns += [
@@ -96,25 +117,35 @@ def best(summary: Mapping[str, Any]) -> str:
             for way in reversed(finalists.WAYS)
         ]
     rows = [
-        Row(name=_name(one), remark=_remark(summary, one), values=one, look="child" if place == 0 else "baseline")
-        for place, one in enumerate(networks)
+        Row(name=_name(one), remark=_remark(summary, one), values=one, look="child" if result else "baseline")
+        for one, result in networks
     ]
     return tables.grid(rows, columns, {}, "The best networks")
 
 
 def _best_in_words(summary: Mapping[str, Any]) -> str:
-    data = q.mapping(summary.get("data"))
-    source = f"Data: {data['source']}. " if data.get("source") else ""
-    return source + "Networks were chosen by validation; the test images were opened once, after that."
+    data = [str(one["source"]) for one in _data(summary) if one.get("source")]
+    source = f"Data: {'; '.join(data)}. " if data else ""
+    return source + (
+        "As proposed: on validation images, after the short training that every network gets. The best one was then trained for "
+        "good, and the test images were opened once, after that."
+    )
+
+
+def _data(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The facts of each dataset."""
+    given = summary.get("data")
+    return [given] if isinstance(given, Mapping) else q.entries(given)
 
 
 def codes(summary: Mapping[str, Any]) -> str:
     """The source of the best networks, folded."""
     told = list[str]()
-    for one in q.entries(summary.get("best"))[:_MOST_CODES]:
+    for one, _ in _networks(summary)[:_MOST_CODES]:
         if not one.get("source"):
             continue
-        facts = [_remark(summary, one), f"{q.accuracy(q.number(one.get('validation')))} on validation"]
+        accuracy = q.number(one.get("proposed"))
+        facts = [_remark(summary, one), f"{q.accuracy(accuracy)} as proposed" if accuracy is not None else ""]
         said = " · ".join(fact for fact in facts if fact)
         told.append(
             f'<details class="code"><summary><b>{escape(_name(one))}</b> {escape(said)}</summary>'
