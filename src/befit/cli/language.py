@@ -23,14 +23,16 @@ def puzzle_verb(arguments: Sequence[str]) -> None:
 
         config: Annotated[PuzzleConfig, tyro.conf.arg(name="")]
         dry_run: bool = False
-        """Print what would run, with its disk, memory and time, and stop."""
+        """Print what would run, with its disk, memory and time, and stop. Of the parent only its config.json is read."""
+        on: str | None = None
+        """The device to plan for with --dry-run: a100, h100, h200, b200, l40s, rtx4090 or "400TFLOPS,80GB"; none is this one."""
 
     asked = tyro.cli(Arguments, args=arguments, prog="befit puzzle")
     quiet()
     if asked.dry_run:
         from befit.puzzle.plan import plan
 
-        show_lines(plan(asked.config))
+        show_lines(plan(asked.config, on=asked.on))
     else:
         run_puzzle(asked.config)
 

@@ -42,8 +42,11 @@ class Parent:
     """sha256 of its configuration and weights."""
 
 
-def find(source: str | None) -> Path:
-    """The local folder of a parent; a hub name is downloaded. Raises `UnsupportedModel` if there is none."""
+def find(source: str | None, *, weights: bool = True) -> Path:
+    """The local folder of a parent; a hub name is downloaded, without `weights` its configuration alone.
+
+    Raises `UnsupportedModel` if there is none.
+    """
     if source is None:
         return EMBEDDED
     if source in SHIPPED:
@@ -55,7 +58,7 @@ def find(source: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        wanted = ["*.json", "*.safetensors", "*.model", "*.txt"]
+        wanted = ["*.json", "*.safetensors", "*.model", "*.txt"] if weights else ["config.json"]
         return Path(snapshot_download(source, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UnsupportedModel(

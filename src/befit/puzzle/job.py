@@ -59,7 +59,7 @@ def check(config: PuzzleConfig, budget: Budget, workload: Workload) -> Asked:
     Raises `UnsupportedModel`, `IllegalArch` for an unknown variant, `BadData` for a task that cannot be imported,
     `Infeasible` for bounds on counted costs.
     """
-    plain = read_config(find(config.parent))
+    plain = read_config(find(config.parent, weights=False))
     space = space_of(config, family_of(plain).describe(plain), workload)
     if config.score.metric.startswith("task:"):
         load_task(config.score.metric)

@@ -1,24 +1,27 @@
 """What a run would do, before it does it: stages, work, disk, memory and a rough time. Reads the configuration, no weights.
 
 Work is counted in FLOPs, exactly for the matrix products; time is that work over the speed of a short matrix product on this
-machine, times a share of it that real layers reach. Times are estimates and are printed as such.
+machine, or over what the maker of another device says of it, times a share of it that real layers reach. Times are estimates
+and are printed as such.
 """
 
+import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from befit.arch.decoder import NoOp
-from befit.arch.decoder_space import DecoderSpace
+from befit.arch.decoder import Ffn, NoOp
 from befit.budget import Budget, human
 from befit.cost.count import attention_cost, count, ffn_cost
-from befit.cost.device import this_device
+from befit.cost.device import Device, this_device
 from befit.cost.formats import BYTES
+from befit.cost.named_devices import named_device
 from befit.cost.workload import Workload
 from befit.lm.precision import DTYPES
+from befit.lm.timing import COPIES
 from befit.puzzle.config import PuzzleConfig
-from befit.puzzle.job import check, chosen_dtype, workload_of
+from befit.puzzle.job import Asked, check, chosen_dtype, workload_of
 
 REACHED = {"cpu": 0.5, "cuda": 0.25}
 """Share of a matrix product's speed that the stages reach. CPU: measured, the demo's stages reached 88 to 150 GFLOP/s where a
@@ -27,6 +30,10 @@ SPEED_SECONDS = 0.5
 """How long the matrix product is repeated."""
 ADAM_BYTES = 16
 """fp32 weight, gradient and two moments."""
+CALLS = 5
+"""Of everything that is measured, at least: three to warm up and two that are timed."""
+LONG = 131_072
+"""Tokens of a long context, for which memory is told beside the workload's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,51 +46,118 @@ class Step:
     disk_bytes: float = 0.0
     memory_bytes: float = 0.0
     """At its peak, the parent included."""
+    least_s: float = 0.0
+    """Seconds that it takes however little work it is."""
+
+    def seconds(self, speed: float) -> float:
+        """At so many operations a second."""
+        return max(self.flops / speed, self.least_s)
 
 
-def plan(config: PuzzleConfig) -> list[str]:
-    """Lines that say what `befit puzzle` would do with this configuration.
+def plan(config: PuzzleConfig, *, on: str | None = None) -> list[str]:
+    """Lines that say what `befit puzzle` would do with this configuration, here or on a device named by `on`.
 
-    Raises what the run itself would raise for a budget, workload, parent or variant that cannot be used.
+    The parent's folder needs no weights. Raises what the run itself would raise for a budget, workload, parent or variant
+    that cannot be used, and `BefitError` for a device that is not known.
     """
     budget = Budget.parse(config.budget)
-    device = this_device(config.device)
+    device = this_device(config.device) if on is None else _elsewhere(on)
     dtype = chosen_dtype(config, device)
-    workload = workload_of(config, dtype)
-    asked = check(config, budget, workload)
-    space, shape = asked.space, asked.space.shape
-    steps = _steps(config, space, BYTES[dtype])
-    speed = _speed(device.kind, dtype) * REACHED[device.kind]
-    lines = [
+    wanted = workload_of(config, dtype)
+    asked = check(config, budget, wanted)
+    shape = asked.space.shape
+    product = _speed(device.kind, dtype) if on is None else named_device(on).flops_per_s
+    speed = product * REACHED[device.kind]
+    source = "measured now" if on is None else "as its maker says"
+    basis = "as measured on the demo" if device.kind == "cpu" else "an assumption"
+    return [
         f"parent    {config.parent or 'embedded'}: {shape.family}, {shape.layers} layers, "
-        f"{human('params', count(shape, shape.arch, workload).params)} parameters",
-        f"device    {device.name}, {device.engine}, {dtype}",
-        f"workload  batch {workload.batch}, prompt {workload.prompt}, generate {workload.generate}",
+        f"{human('params', count(shape, shape.arch, wanted).params)} parameters",
+        f"device    {device.name}, {human('weight_bytes', device.memory_bytes)}, {device.engine}, {dtype}",
+        f"workload  batch {wanted.batch}, prompt {wanted.prompt}, generate {wanted.generate}, {wanted.formats}",
+        *_memory(asked, wanted),
         f"budget    {budget}",
-        f"space     {space.size:.3g} architectures, up to {len(space.blocks(shape.layers - 1))} options a layer",
+        f"space     {asked.space.size:.3g} architectures, up to {len(asked.space.blocks(shape.layers - 1))} options a layer",
         "",
-        f"{'stage':<12}{'work':>12}{'about':>10}{'disk':>12}{'memory':>12}",
+        *_table(_steps(config, asked, dtype), speed, device),
+        "",
+        f"Times are estimates from counted work at {human('flops', speed)} a second: {REACHED[device.kind]:.0%} ({basis}) of a "
+        f"matrix product's {human('flops', product)} ({source}); nothing has been run."
+        + (" Small models take longer on a GPU than their work says." if device.kind == "cuda" else ""),
     ]
-    for step in steps:
-        seconds = step.flops / speed
-        lines.append(
-            f"{step.name:<12}{human('flops', step.flops):>12}{human('latency_ms', 1000 * seconds):>10}"
-            f"{human('weight_bytes', step.disk_bytes):>12}{human('weight_bytes', step.memory_bytes):>12}"
+
+
+def _memory(asked: Asked, wanted: Workload) -> list[str]:
+    """What the parent takes at the workload, at a long context, and in fp8; the batches that throughput is looked for at."""
+    shape = asked.space.shape
+    low = replace(wanted, weights="fp8", cache="fp8")
+    long = replace(wanted, batch=1, prompt=LONG - wanted.generate) if wanted.generate < LONG else wanted
+    rows = {f"batch {wanted.batch}, context {wanted.context:,}, {wanted.formats}": wanted}
+    rows[f"batch {wanted.batch}, context {wanted.context:,}, {low.formats}"] = low
+    rows[f"batch 1, context {long.context:,}, {wanted.formats}"] = long
+    lines = []
+    for text, work in rows.items():
+        cost = count(shape, shape.arch, work)
+        total, weights, cache = (
+            human("memory_bytes", b) for b in (cost.memory_bytes, cost.weight_bytes, cost.cache_bytes)
         )
-    total, disk = sum(s.flops for s in steps) / speed, sum(s.disk_bytes for s in steps)
-    peak = max(s.memory_bytes for s in steps)
-    lines.append(
-        f"{'total':<12}{'':>12}{human('latency_ms', 1000 * total):>10}"
-        f"{human('weight_bytes', disk):>12}{human('weight_bytes', peak):>12}"
+        lines.append(f"memory    {total}: weights {weights}, cache {cache} ({text})")
+    if asked.workload.batch != wanted.batch:
+        lines.append(
+            f"          the parent has room for {asked.workload.batch} requests within the budget, and is compared with those"
+        )
+    if len(asked.batches) > 1:
+        lines.append(f"batches   {', '.join(map(str, asked.batches))}, each measured for throughput")
+    return lines
+
+
+def _table(steps: list[Step], speed: float, device: Device) -> list[str]:
+    """A line for each stage, then the whole, then what the device has too little memory for."""
+    lines = [f"{'stage':<12}{'work':>12}{'about':>10}{'disk':>12}{'memory':>12}"]
+    total = Step(
+        name="total",
+        flops=sum(step.flops for step in steps),
+        disk_bytes=sum(step.disk_bytes for step in steps),
+        memory_bytes=max(step.memory_bytes for step in steps),
+        least_s=sum(step.seconds(speed) for step in steps),
     )
-    small = " Small models take longer on a GPU than their work says." if device.kind == "cuda" else ""
-    return [*lines, "", f"Times are estimates from counted work; nothing has been run.{small}"]
+    for step in (*steps, total):
+        disk, memory = (human("weight_bytes", size) for size in (step.disk_bytes, step.memory_bytes))
+        work = human("flops", step.flops) if step is not total else ""
+        lines.append(f"{step.name:<12}{work:>12}{_duration(step.seconds(speed)):>10}{disk:>12}{memory:>12}")
+    large = [step.name for step in steps if step.memory_bytes > device.memory_bytes]
+    if large:
+        lines += ["", f"More memory than this device has: {', '.join(large)}."]
+    return lines
 
 
-def _steps(config: PuzzleConfig, space: DecoderSpace, width: float) -> list[Step]:
+def _elsewhere(on: str) -> Device:
+    """A device of which only its maker's figures are known."""
+    named, here = named_device(on), len(os.sched_getaffinity(0))
+    return Device(
+        name=named.name,
+        kind="cuda",
+        engine=f"torch {torch.__version__}",
+        cores=here,
+        threads=here,
+        memory_bytes=int(named.memory_bytes),
+    )
+
+
+def _duration(seconds: float) -> str:
+    """`3.2 h` from two hours up, `12.0 min` from two minutes up, `40 s` from two seconds up, else milliseconds."""
+    if seconds >= 7200:
+        return f"{seconds / 3600:,.1f} h"
+    if seconds >= 120:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds:.0f} s" if seconds >= 2 else human("latency_ms", 1000 * seconds)
+
+
+def _steps(config: PuzzleConfig, asked: Asked, dtype: str) -> list[Step]:
     """The stages with their work. One forward costs F a token, a training step three times that."""
-    shape, one = space.shape, Workload(batch=1, prompt=config.sequence, generate=1)
+    space, shape, one = asked.space, asked.space.shape, Workload(batch=1, prompt=config.sequence, generate=1)
     parent = count(shape, shape.arch, one)
+    width = BYTES[dtype]
     forward, weights = parent.flops / config.sequence, parent.params * width
     activations = 3 * config.local_tokens * shape.hidden * width
     layers = []
@@ -106,7 +180,7 @@ def _steps(config: PuzzleConfig, space: DecoderSpace, width: float) -> list[Step
             memory_bytes=weights + activations + largest * ADAM_BYTES,
         ),
         Step(name="score", flops=tokens * forward * (1 + replaced / 2), memory_bytes=weights + stored * width),
-        Step(name="measure", flops=60 * forward * config.sequence, memory_bytes=2 * weights),
+        _measure_step(config, asked, dtype),
         Step(
             name="choose",
             flops=tokens * forward * config.polish.evaluations,
@@ -120,6 +194,28 @@ def _steps(config: PuzzleConfig, space: DecoderSpace, width: float) -> list[Step
         ),
         Step(name="evaluate", flops=2 * children * tokens * forward, memory_bytes=2 * weights),
     ]
+
+
+def _measure_step(config: PuzzleConfig, asked: Asked, dtype: str) -> Step:
+    """A few calls of every distinct sub-block, in rows, and of whole models, at every batch; or as long as is asked for."""
+    shape, space, effort, width = asked.space.shape, asked.space, config.measure, BYTES[dtype]
+    layers = range(shape.layers)
+    mixers = {v for i in layers for v in space.attention_variants(i) if not isinstance(v, NoOp)}
+    ffns = {v for i in layers for v in space.ffn_variants(i) if not isinstance(v, NoOp)}
+    widest = max((v.width for v in ffns if isinstance(v, Ffn)), default=shape.hidden)
+    flops = memory = 0.0
+    for batch in asked.batches:
+        work = replace(asked.workload, batch=batch)
+        parts = [attention_cost(shape, v, work) for v in mixers] + [ffn_cost(shape, v, work) for v in ffns]
+        whole = count(shape, shape.arch, work)
+        models = effort.fit_runs + effort.held_out_runs
+        flops += CALLS * (min(COPIES, shape.layers) * sum(part.flops for part in parts) + models * whole.flops)
+        # Where throughput is bounded, larger batches are for children with smaller caches than the parent's.
+        if batch == asked.workload.batch:
+            # Prefill and decode have a cache each; gate, up and their product are there together.
+            caches = 2 * count(shape, shape.arch, replace(work, cache=dtype)).cache_bytes
+            memory = whole.params * width + caches + 3 * batch * work.prompt * widest * width
+    return Step(name="measure", flops=flops, memory_bytes=memory, least_s=len(asked.batches) * effort.seconds)
 
 
 def _speed(kind: str, dtype: str) -> float:
