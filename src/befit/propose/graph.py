@@ -238,7 +238,10 @@ class _Tracer(TorchDispatchMode):
             if any(one.is_meta for one in tree_leaves(args) if isinstance(one, Tensor)):
                 raise BadProposal(f"the network looks at numbers ({name}) on the meta device", reason="values")
         takes = tuple(self.node(one) for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor))
-        result = func(*args, **kwargs)
+        with (
+            torch._C.DisableTorchFunction()
+        ):  # what PyTorch computes shapes by is not the network's, and slow to look at
+            result = func(*args, **kwargs)
         if func.overloadpacket in flop_registry:
             self.flops += flop_registry[func.overloadpacket](*args, **kwargs, out_val=result)
         self._time += 1
@@ -263,7 +266,7 @@ class _Tracer(TorchDispatchMode):
         plain = f"{packet.rstrip('_') if not packet.startswith('__') else packet}.{overload}"
         floating = bool(outputs) and outputs[0].is_floating_point()
         said = "" if plain in _SHAPED_BY_RESULT else _said(given, floating)
-        label = (plain, said, *(_form(one) for one in outputs))
+        label = (plain, said, *(_form(one) for one in outputs[:1]))  # others that are used say theirs
         if any(word in plain for word in _RANDOM):
             return _Node(" ".join(map(str, label)), takes)
         if plain in _COMMUTATIVE and len(takes) == 2 and not given[1]:
