@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
-from befit.arch.decoder import DecoderArch, DecoderShape, NoOp
+from befit.arch.decoder import Attention, Block, DecoderArch, DecoderShape, Linear, NoOp
 from befit.errors import RunConflict, UnsupportedModel
 from befit.lm.checkpoint import SHARD_BYTES, Checkpoint, write_shards
 from befit.lm.child import arch_of
@@ -134,6 +134,27 @@ def present(arch: DecoderArch) -> tuple[int, ...]:
     """The layers of which anything is left. A layer without both sub-blocks computes nothing and is not written."""
     kept = (i for i, b in enumerate(arch.blocks) if not (isinstance(b.attention, NoOp) and isinstance(b.ffn, NoOp)))
     return tuple(kept)
+
+
+def is_plain(blocks: list[Block], shape: DecoderShape) -> bool:
+    """Whether transformers' own class of the family holds these layers: all alike, those of a hybrid by kind."""
+    kinds: dict[type, set[Any]] = {}
+    for block in blocks:
+        for half in (block.attention, block.ffn):
+            kinds.setdefault(type(half), set()).add(half)
+    windows = {half.window for half in kinds.get(Attention, ())}
+    if Linear in kinds or not blocks or any(len(found) > 1 for kind, found in kinds.items() if kind is not Attention):
+        return False
+    if len({half.kv_heads for half in kinds.get(Attention, ())}) > 1:
+        return False
+    if shape.family == "nemotron_h":
+        # Its own class counts tokens in the cache of an attention layer.
+        return windows == {None} and not any(isinstance(b.attention, NoOp) == isinstance(b.ffn, NoOp) for b in blocks)
+    if NoOp in kinds:
+        return False
+    if shape.family in ("qwen2", "qwen3"):
+        return len(windows - {None}) <= 1
+    return windows == {None} or (shape.family == "mistral" and len(windows) == 1)
 
 
 def layer_name(name: str, new: Mapping[int, int]) -> str:

@@ -23,9 +23,9 @@ from typing import Any
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from befit.arch.decoder import Attention, Block, DecoderArch, DecoderShape, Ffn, Linear, Mamba, NoOp
+from befit.arch.decoder import Attention, Block, DecoderArch, DecoderShape, Ffn, Linear, Mamba
 from befit.errors import RunConflict, UnsupportedModel
-from befit.export.language import carry, layer_name, open_language, present, uniform, write_weights
+from befit.export.language import carry, is_plain, layer_name, open_language, present, uniform, write_weights
 from befit.lm import modeling_befit
 from befit.lm.precision import DTYPES
 from befit.rundir import replacing_folder, write_json
@@ -151,27 +151,6 @@ def form_of(arch: DecoderArch, shape: DecoderShape, config: Any) -> str:
             "befit.load and transformers run it as it is"
         )
     return "nemotron-nas"
-
-
-def is_plain(blocks: list[Block], shape: DecoderShape) -> bool:
-    """Whether transformers' own class of the family holds these layers: all alike, those of a hybrid by kind."""
-    kinds: dict[type, set[Any]] = {}
-    for block in blocks:
-        for half in (block.attention, block.ffn):
-            kinds.setdefault(type(half), set()).add(half)
-    windows = {half.window for half in kinds.get(Attention, ())}
-    if Linear in kinds or not blocks or any(len(found) > 1 for kind, found in kinds.items() if kind is not Attention):
-        return False
-    if len({half.kv_heads for half in kinds.get(Attention, ())}) > 1:
-        return False
-    if shape.family == "nemotron_h":
-        # Its own class counts tokens in the cache of an attention layer.
-        return windows == {None} and not any(isinstance(b.attention, NoOp) == isinstance(b.ffn, NoOp) for b in blocks)
-    if NoOp in kinds:
-        return False
-    if shape.family in ("qwen2", "qwen3"):
-        return len(windows - {None}) <= 1
-    return windows == {None} or (shape.family == "mistral" and len(windows) == 1)
 
 
 def ffn_mult(width: int, hidden: int) -> float:

@@ -1,0 +1,42 @@
+"""llama.cpp itself, as PyPI's `xllamacpp` brings it: what it says to a GGUF file, with a cache in fp32."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import xllamacpp
+from torch import Tensor
+
+
+def greedy(file: Path, prompt: list[int], count: int, vocab: int) -> tuple[list[int], Tensor]:
+    """The `count` tokens that llama.cpp adds to the prompt, and the log-probabilities (count, vocab) that it gave then."""
+    made = complete(file, prompt, count, n_probs=vocab)["choices"][0]["logprobs"]["content"]
+    logs = torch.full((count, vocab), float("nan"))
+    for row, step in enumerate(made):
+        for entry in step["top_logprobs"]:
+            logs[row, entry["id"]] = entry["logprob"]
+    return [step["id"] for step in made], logs
+
+
+def complete(file: Path, prompt: list[int] | str, count: int, **more: Any) -> dict[str, Any]:
+    """One greedy completion, as llama.cpp's server answers it; it never ends before `count` tokens."""
+    settings: Any = xllamacpp.CommonParams()
+    settings.model.path = str(file)
+    settings.n_ctx, settings.n_parallel, settings.n_gpu_layers, settings.warmup = 256, 1, 0, False
+    settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
+    settings.verbosity, settings.fit_params = -1, False
+    server: Any = xllamacpp.Server(settings)
+    return server.handle_completions(
+        {"prompt": prompt, "n_predict": count, "temperature": 0, "cache_prompt": False, "ignore_eos": True} | more
+    )
+
+
+def expected(model: Any, prompt: list[int], tokens: list[int], end: int = 0) -> tuple[list[int], Tensor]:
+    """What transformers says at the same places: the greedy tokens, `end` left out, and log-probabilities (count, vocab)."""
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + tokens[:-1]])).logits[0, len(prompt) - 1 :]
+    logs = logits.double().log_softmax(-1)
+    allowed = torch.arange(logs.shape[1]) != end
+    return logs.masked_fill(~allowed, -torch.inf).argmax(-1).tolist(), logs
