@@ -27,7 +27,7 @@ class Scored:
     """A network that was trained."""
 
     number: int
-    """Of the proposal, from 0: the order in which they were made."""
+    """Of the proposal, from 0: the order in which they were made. Below 0 for one that was known before the first."""
     key: str
     """Fingerprint; networks of equal key are one network."""
     text: str
@@ -156,7 +156,8 @@ def population(records: Sequence[Scored], place: int, number: int, config: Archi
                 there = members[(source + 1) % config.islands]
                 there += [one for one in moved if one not in there]
         for one in before:
-            if event * period <= one.number < (event + 1) * period:
+            # Networks that were known from the start have numbers below 0.
+            if event * period <= max(0, one.number) < (event + 1) * period:
                 members[island(one.number, config)].append(one)
     return members[place]
 
