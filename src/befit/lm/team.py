@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from befit.errors import BefitError, RunConflict
 from befit.rundir import Run
@@ -96,6 +97,22 @@ class Team:
     def mine(self, part: int) -> bool:
         """Whether part number `part` of a shared stage is this process's."""
         return part % self.size == self.rank
+
+    def agreed(self, said: bool) -> bool:
+        """What the main process says; every process must ask."""
+        if self.size == 1:
+            return said
+        if self.main:
+            self._tell(said)
+            return said
+        return self._hear()
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over all processes; every process must ask."""
+        if self.size > 1:
+            torch.distributed.all_reduce(values)
+            values /= self.size
+        return values
 
     def _part(self, work: Callable[[Path], None], folder: Path) -> None:
         """Do this process's part and wait for the others; an error of one is the error of all."""

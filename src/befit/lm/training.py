@@ -60,27 +60,42 @@ def adam(
     return AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
 
 
-def training_state(weights: Mapping[str, Tensor], optimizer: Adam) -> dict[str, Tensor]:
-    """The weights and Adam's moments, after at least one step, under names that `restore` knows."""
+def training_state(
+    weights: Mapping[str, Tensor], optimizer: Adam, *, gathered: Callable[[Tensor], Tensor] = lambda one: one
+) -> dict[str, Tensor]:
+    """The weights and Adam's moments, after at least one step, under names that `restore` knows.
+
+    `gathered` makes a tensor whole of which each process of a team has a part.
+    """
     state = {}
     for name, weight in weights.items():
-        state[f"weight {name}"] = weight
-        state |= {f"{own} {name}": optimizer.state[weight][own] for own in MOMENTS}
+        state[f"weight {name}"] = gathered(weight)
+        state |= {f"{own} {name}": gathered(optimizer.state[weight][own]) for own in MOMENTS}
     return state
 
 
-def restore(state: Mapping[str, Tensor], weights: Mapping[str, Tensor], optimizer: Adam, steps: int) -> None:
-    """Put weights and optimizer back to where they were after `steps` steps, bit by bit."""
+def restore(
+    state: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    optimizer: Adam,
+    steps: int,
+    *,
+    spread: Callable[[Tensor, Tensor], Tensor] = lambda one, _: one,
+) -> None:
+    """Put weights and optimizer back to where they were after `steps` steps, bit by bit.
+
+    `spread` takes this process's part of a whole tensor, as it has one of a weight.
+    """
     ordered = [weight for group in optimizer.param_groups for weight in group["params"]]
     names = {weight: name for name, weight in weights.items()}
-    moments = [{own: state[f"{own} {names[w]}"].clone() for own in MOMENTS} for w in ordered]
+    moments = [{own: spread(state[f"{own} {names[w]}"].clone(), w) for own in MOMENTS} for w in ordered]
     described = optimizer.state_dict()
     step = torch.tensor(float(steps))
     described["state"] = {i: {"step": step.clone(), **own} for i, own in enumerate(moments)}
     optimizer.load_state_dict(described)
     with torch.no_grad():
         for name, weight in weights.items():
-            weight.copy_(state[f"weight {name}"])
+            weight.copy_(spread(state[f"weight {name}"], weight))
 
 
 class Learner:

@@ -7,13 +7,13 @@ plus cosine distance of every layer's hidden state, without a language-modelling
 Killed at any moment, the same call with the same folder goes on from the last checkpoint and ends with the same weights:
 nothing in the training is random but the order of the sequences, and that is a function of seed and step alone.
 
-Training runs through Accelerate: in one process it stays where the child is; under `accelerate launch` every process trains
-on its share of each batch, with the whole child on each device.
+In one process training stays where the child is. Of several (`befit.lm.team`), each trains on its share of every batch; the
+child in training, its gradient and Adam's moments are spread over all of them (FSDP2, `befit.lm.shard`), while the frozen
+parent is whole on each device.
 
 Shapes: N sequences, B batch, T tokens, D hidden.
 """
 
-import copy
 import math
 import time
 from dataclasses import asdict, dataclass
@@ -28,6 +28,8 @@ from befit.lm.child import adopt, arch_of, build
 from befit.lm.distill import cosine, head_kl, outputs
 from befit.lm.modeling_befit import BefitForCausalLM
 from befit.lm.precision import mixed
+from befit.lm.shard import gathered, shard, spread
+from befit.lm.team import Team
 from befit.lm.training import (
     Checkpoint,
     adam,
@@ -152,68 +154,65 @@ class _Healing:
     def __init__(
         self, child: BefitForCausalLM, parent: BefitForCausalLM, blocks: Tensor, config: HealConfig, folder: Path
     ) -> None:
-        from accelerate import Accelerator
-
-        # Alone, training stays where the child is; in a team every process has a device of its own.
-        self.accelerator = Accelerator(device_placement=False)
-        team = self.accelerator.num_processes
-        if config.batch % team:
-            raise ValueError(f"heal: batch {config.batch} cannot be shared evenly by {team} processes")
-        self.device = self.accelerator.device if team > 1 else child.device
+        self.team = team = Team.of(child.device.type)
+        if config.batch % team.size:
+            raise BadData(f"heal: batch {config.batch} cannot be shared evenly by {team.size} processes")
+        self.device = child.device
         self.parent = parent
-        if parent.device != self.device:
-            self.parent = copy.deepcopy(parent)
-            nn.Module.to(self.parent, self.device)
         self.dtype, self.blocks, self.config = child.dtype, blocks, config
         self.steps = math.ceil(config.tokens / (config.batch * blocks.shape[1]))
         self.checkpoint, self.healed = Checkpoint(folder / "checkpoint"), folder / "healed.safetensors"
         twin = build(child.config)
         adopt(twin, {n: p.detach().to(self.device, torch.float32, copy=True) for n, p in child.named_parameters()})
-        self.weights = dict(twin.requires_grad_(True).named_parameters())
+        self.student = Student(twin.requires_grad_(True), config)
+        if team.size > 1:
+            shard(self.student, twin.model.layers, size=team.size, device=self.device)
+        self.weights = dict(twin.named_parameters())
         self.adam = adam(self.weights, lr=config.lr, weight_decay=config.weight_decay)
-        self.student, self.optimizer = self.accelerator.prepare(Student(twin, config), self.adam)
         self.curve: list[Tensor] = []
         self.seconds = 0.0
 
     def run(self, progress: Progress) -> None:
         """Train from the last checkpoint to the end and write what remains of it."""
-        begin = self._resume()
-        main = self.accelerator.is_main_process
+        begin, main = self._resume(), self.team.main
         saved = start = time.monotonic()
         already = self.seconds
         for step in (progress if main else silent)(range(begin, self.steps), "heal", self.steps - begin):
             self.curve.append(self._step(step))
             now = time.monotonic()
             self.seconds = already + now - start
-            if main and step + 1 < self.steps and now - saved >= self.config.checkpoint_seconds:
-                self.checkpoint.write(self._state())
+            if step + 1 < self.steps and self.team.agreed(now - saved >= self.config.checkpoint_seconds):
+                state = self._state()
+                if main:
+                    self.checkpoint.write(state)
                 saved = time.monotonic()
         losses, kl = self._losses().t().tolist()
+        healed = {name: gathered(weight.detach()).to(self.dtype) for name, weight in self.weights.items()}
         if main:
-            write_tensors(self.healed, {name: w.to(self.dtype) for name, w in self.weights.items()})
+            write_tensors(self.healed, healed)
             told = {"steps": self.steps, "tokens": self.steps * self.config.batch * self.blocks.shape[1]}
             told |= {"losses": losses, "kl": kl, "seconds": round(self.seconds, 3)}
             write_json(self.healed.with_name("heal.json"), told)
             self.checkpoint.remove()
-        self.accelerator.wait_for_everyone()
+        self.team.agreed(True)  # the others read what was written
 
     def _step(self, step: int) -> Tensor:
         """One step of the optimizer; its loss and KL before it (2,), mean over all processes."""
         rows = batch_rows(step, self.config.batch, len(self.blocks), self.config.seed)
-        mine = rows[self.accelerator.process_index :: self.accelerator.num_processes]
+        mine = rows[self.team.rank :: self.team.size]
         tokens = self.blocks[mine].to(self.device)
         head: Any = self.parent.lm_head.weight
         with mixed(self.device):
             with torch.no_grad():
                 states = list(outputs(self.parent, tokens))
             loss, kl = self.student(tokens, states, head)
-        self.accelerator.backward(loss)
-        self.accelerator.clip_grad_norm_(self.weights.values(), self.config.clip)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.weights.values(), self.config.clip)
         for group in self.adam.param_groups:
             group["lr"] = learning_rate(step, self.steps, peak=self.config.lr, warmup=self.config.warmup)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return self.accelerator.reduce(torch.stack([loss.detach(), kl]), "mean")  # type: ignore[return-value]
+        self.adam.step()
+        self.adam.zero_grad(set_to_none=True)
+        return self.team.mean(torch.stack([loss.detach(), kl]))
 
     def _losses(self) -> Tensor:
         """Loss and KL of every step so far, (steps, 2). Raises `BefitError` if one is no number."""
@@ -229,17 +228,18 @@ class _Healing:
     def _state(self) -> dict[str, Tensor]:
         """All that the next attempt needs."""
         own = {"curve": self._losses(), "seconds": torch.tensor(self.seconds)}
-        return own | training_state(self.weights, self.adam)
+        return own | training_state(self.weights, self.adam, gathered=gathered)
 
     def _resume(self) -> int:
         """The number of the first step to take: that of the checkpoint, if there is one that can be read."""
-        if self.accelerator.is_main_process:
-            self.checkpoint.sweep()
+        with self.team.first():
+            if self.team.main:
+                self.checkpoint.sweep()
         state = self.checkpoint.read()
         if state is None:
             return 0
         self.curve, self.seconds = list(state["curve"].to(self.device)), float(state["seconds"])
-        restore(state, self.weights, self.adam, len(self.curve))
+        restore(state, self.weights, self.adam, len(self.curve), spread=spread)
         return len(self.curve)
 
 
