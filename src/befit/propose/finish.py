@@ -35,6 +35,8 @@ class Best:
     """0 .. 1, on images that nothing was chosen by."""
     seconds: float
     """Of the last training."""
+    prm: Mapping[str, Any]
+    """The hyper-parameters that it is made with."""
     folder: Path
     """Where the network lies."""
 
@@ -75,7 +77,7 @@ def _best(job: ProposeJob, dataset: str, sandbox: Sandbox) -> Best | None:
                 job.say(f"proposal {row.number} could not be trained for good ({failure.reason}): {failure}")
                 continue
             write_tensors(folder / "model.safetensors", kept.weights)
-            facts = {"validation": kept.validation, "test": kept.test, "seconds": kept.seconds}
+            facts = {"validation": kept.validation, "test": kept.test, "seconds": kept.seconds, "prm": dict(kept.prm)}
             write_json(folder / "trained.json", {"place": place, **facts})
             return
 
@@ -102,7 +104,7 @@ def _write(job: ProposeJob, dataset: str, best: Best, weights: Path) -> None:
     facts = {
         "in_shape": list(in_shape(job.config, images)),
         "out_shape": [len(images.classes)],
-        "prm": dict(job.training.prm),
+        "prm": dict(best.prm),
         "classes": list(images.classes),
         "mean": list(images.mean),
         "std": list(images.std),

@@ -61,14 +61,18 @@ def fit(source: str, arguments: Mapping[str, Any], folder: Path) -> Mapping[str,
 
 
 def state(source: str, arguments: Mapping[str, Any], _folder: Path) -> Mapping[str, Any]:
-    """The tensors that the network's weights consist of, in order: {"tensors": [[name, shape, number format], …]}."""
+    """What the network's weights consist of, in order, and the hyper-parameters it gets, those that it alone declares included:
+    {"tensors": [[name, shape, number format], …], "prm": {name: value}}.
+    """
     import torch
 
-    network = Maker(source, arguments)(torch.device("cpu")).eval()
+    made = Maker(source, arguments)
+    network = made(torch.device("cpu")).eval()
     with torch.no_grad():
         network(torch.zeros(2, *arguments["in_shape"][1:]))  # some layers find their size in the first batch
     found = network.state_dict().items()
-    return {"tensors": [[name, list(held.shape), str(held.dtype).removeprefix("torch.")] for name, held in found]}
+    tensors = [[name, list(held.shape), str(held.dtype).removeprefix("torch.")] for name, held in found]
+    return {"tensors": tensors, "prm": dict(made.prm)}
 
 
 def warm() -> None:

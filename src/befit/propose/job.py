@@ -5,6 +5,7 @@ after proposal from what it has seen itself.
 """
 
 import random
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import torch
 from befit.arch.mobile import options_for
 from befit.arch.space import Space
 from befit.errors import BadProposal, RunConflict
-from befit.progress import Progress
+from befit.progress import Progress, silent
 from befit.propose import fitting, genome
 from befit.propose.archive import Scored
 from befit.propose.arms import Arm, arms_of
@@ -25,9 +26,10 @@ from befit.propose.config import ProposeConfig
 from befit.propose.fingerprint import runs, similarity
 from befit.propose.gate import Gate
 from befit.propose.judge import PRM, Training, guessing
+from befit.propose.models import Model
 from befit.propose.prompt import Task
 from befit.propose.proposal import Known, Proposal
-from befit.propose.proposers import Proposer, proposer_of
+from befit.propose.proposers import Fixed, Proposer, proposer_of
 from befit.propose.records import Records
 from befit.propose.sandbox import tasks
 from befit.propose.sandbox.box import Sandbox
@@ -55,7 +57,7 @@ class Lane:
     dataset: str
     seed: int
     images: Images
-    chance: float
+    threshold: float
     """Accuracy that a network must exceed to be above chance."""
     task: Task
     """What the model is told."""
@@ -129,13 +131,23 @@ class ProposeJob:
     """Of every proposal."""
 
     @staticmethod
-    def open(config: ProposeConfig, progress: Progress, say: Callable[[str], None]) -> "ProposeJob":
-        """Read the images, make or re-enter the run directory, and see that whoever proposes is there.
+    def open(
+        config: ProposeConfig,
+        progress: Progress = silent,
+        say: Callable[[str], None] = warnings.warn,
+        *,
+        model: Model | None = None,
+        data: Images | None = None,
+    ) -> "ProposeJob":
+        """Read the images, make or re-enter the run directory, and make whoever proposes.
 
-        Raises `BadData`, `BadBudget`, `RunConflict`, `UnsupportedModel`, or `BefitError` for a model that does not answer.
+        `model` and `data` stand for `config.llm` and `config.data`. Raises `BadData`, `BadBudget`, `RunConflict`,
+        `IllegalArch` or `UnsupportedModel`.
         """
         arms = arms_of(config)
         images = {name: load_images(source, size=config.size) for name, source in config.datasets.items()}
+        if data is not None:
+            images = {data.source: data}
         run = Run.open(config.out, config.to_json(), may_change=REDONE)
         records = Records(run.folder / TABLES)
         device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
@@ -157,7 +169,9 @@ class ProposeJob:
                 prm={**PRM, "batch": config.train.batch, "epoch": config.train.epochs, **config.hyperparameters},
             ),
         )
-        job.lanes = [job._lane(arm, name, seed) for seed in range(config.seeds) for name in images for arm in arms]
+        job.lanes = [
+            job._lane(arm, name, seed, model) for seed in range(config.seeds) for name in images for arm in arms
+        ]
         job._remember_data()
         return job
 
@@ -194,19 +208,22 @@ class ProposeJob:
             recipe=self.config.recipe,
         )
 
-    def _lane(self, arm: Arm, dataset: str, seed: int) -> Lane:
-        images = self.images[dataset]
+    def _lane(self, arm: Arm, dataset: str, seed: int, model: Model | None) -> Lane:
+        images, device = self.images[dataset], self.training.device
         blueprint, options = space_of(arm.config, images)
+        space = blueprint.space if blueprint is not None else None
         done = [row for row in self.records.proposals(arm=arm.name, dataset=dataset, seed=seed) if row.done]
         return Lane(
             arm=arm,
             dataset=dataset,
             seed=seed,
             images=images,
-            chance=guessing(images.validation.labels),
+            threshold=guessing(images.validation.labels),
             task=self._told(dataset, images),
-            proposer=proposer_of(arm.config, images.task, blueprint and blueprint.space, self.training.device, seed),
-            space=blueprint and blueprint.space,
+            proposer=Fixed(one=model)
+            if model is not None
+            else proposer_of(arm.config, images.task, space, device, seed),
+            space=space,
             options=options,
             rows=[row for row in done if row.number < self.config.proposals],
         )

@@ -76,6 +76,8 @@ class Kept:
     """On the test images."""
     weights: Mapping[str, Tensor]
     """Its `state_dict`, on the CPU."""
+    prm: Mapping[str, Any]
+    """The hyper-parameters that it was made with."""
     seconds: float
     """Of training."""
 
@@ -107,7 +109,7 @@ def judge_best(
     told = sandbox.run(fitting.state, source=source, arguments=arguments, limits=_limits(training, {}))
     if not told.ok:
         raise TrialFailed(told.message, reason=told.reason or "crash")
-    tensors = [(str(name), tuple(shape), np.dtype(form)) for name, shape, form in told.value["tensors"]]
+    tensors = _tensors(told.value)
     size = sum(math.prod(shape) * form.itemsize for _, shape, form in tensors)
     expects = {
         "validation": _logits(images, len(images.validation)),
@@ -121,6 +123,7 @@ def judge_best(
         validation=accuracy(result.arrays["validation"], images.validation.labels.numpy()),
         test=accuracy(result.arrays["test"], test.labels.numpy()),
         weights=_split(result.arrays["weights"], tensors),
+        prm=told.value["prm"],
         seconds=result.seconds,
     )
 
@@ -130,8 +133,13 @@ def guessing(labels: Tensor) -> float:
 
     The deviation is that of the share of hits in as many independent guesses as there are labels (N,).
     """
-    share = labels.bincount().max().item() / len(labels)
+    share = commonest(labels)
     return share + DEVIATIONS * math.sqrt(share * (1 - share) / len(labels))
+
+
+def commonest(labels: Tensor) -> float:
+    """The share of the class that most labels (N,) have: the accuracy of the best guess without looking."""
+    return labels.bincount().max().item() / len(labels)
 
 
 def _trained(
@@ -194,6 +202,17 @@ def _limits(training: Training, files: Mapping[str, np.ndarray], answer: int = 0
 
 def _logits(images: Images, count: int) -> Expected:
     return Expected(shape=(count, len(images.classes)))
+
+
+def _tensors(told: Mapping[str, Any]) -> list[tuple[str, tuple[int, ...], np.dtype]]:
+    """What the candidate's process says of its weights. Raises `TrialFailed` if that has another form."""
+    try:
+        found = [(str(name), tuple(map(int, shape)), np.dtype(form)) for name, shape, form in told["tensors"]]
+        if isinstance(told["prm"], dict) and all(size >= 0 for _, shape, _ in found for size in shape):
+            return found
+    except (KeyError, TypeError, ValueError):
+        pass  # said below
+    raise TrialFailed("it has weights that are no plain tensors", reason="output")
 
 
 def _split(weights: np.ndarray, tensors: list[tuple[str, tuple[int, ...], np.dtype]]) -> dict[str, Tensor]:

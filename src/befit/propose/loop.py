@@ -33,6 +33,7 @@ from befit.propose.proposers import reach
 from befit.propose.sandbox.box import Sandbox
 from befit.propose.summary import record
 from befit.rundir import write_text
+from befit.vision.data import Images
 
 GONE = frozenset({"outage", "rate-limit", "refused"})
 """Ways in which a call ends when nobody is there, or nobody who would answer."""
@@ -42,16 +43,22 @@ OUTAGES = 3
 
 
 def propose(
-    config: ProposeConfig, *, progress: Progress = silent, say: Callable[[str], None] = warnings.warn
+    config: ProposeConfig,
+    *,
+    progress: Progress = silent,
+    say: Callable[[str], None] = warnings.warn,
+    model: Model | None = None,
+    data: Images | None = None,
 ) -> dict[str, Any]:
     """Propose, and keep the best; returns what `summary.json` holds. Everything lies in `config.out` then.
 
-    Raises `BadData`, `BadBudget`, `IllegalArch`, `RunConflict`, `UnsupportedModel`, `NoSandbox`, `DiskFull`, or `BefitError` for
-    a model that does not answer.
+    `model` and `data` stand for `config.llm` and `config.data`: any `Model`, images in memory. Raises `BadData`, `BadBudget`,
+    `IllegalArch`, `RunConflict`, `UnsupportedModel`, `NoSandbox`, `DiskFull`, or `BefitError` for a model that does not answer.
     """
-    job = ProposeJob.open(config, progress, say)
-    for one in {lane.arm.config for _, lane in job.open_rows if lane.arm.config.llm.startswith("http")}:
-        reach(one)
+    job = ProposeJob.open(config, progress, say, model=model, data=data)
+    if model is None:
+        for one in {lane.arm.config.llm: lane.arm.config for _, lane in job.open_rows}.values():
+            reach(one)
     with job.sandboxes() as (building, training):
         propose_all(job, building, training)
         best = keep_best(job, training)
@@ -83,7 +90,7 @@ def propose_one(job: ProposeJob, lane: Lane, number: int, gate: Gate, training: 
     job.records.write(row)
     scored = lane.scored(number)
     model = _recorded(job, lane.proposer.model(number, scored, job.run.folder / "learn" / slug(lane.name)))
-    archive = replace(config.archive, at_least=lane.chance)
+    archive = replace(config.archive, at_least=lane.threshold)
     shown = choose(scored, number, lane.rng(number, "choose"), archive, dataset=lane.dataset, similar=similar)
     prompt = build(
         lane.task,
@@ -172,7 +179,7 @@ def train(job: ProposeJob, lane: Lane, row: Proposal, training: Sandbox) -> Prop
     row = replace(row, train_seconds=found.seconds)
     if found.accuracy is None:
         return replace(row, reason=found.reason, said=found.said)
-    if found.accuracy > lane.chance:
+    if found.accuracy > lane.threshold:
         return replace(row, stage="above-chance", accuracy=found.accuracy)
     said = f"{found.accuracy:.1%} is no better than guessing"
     return replace(row, stage="trained", accuracy=found.accuracy, reason="chance", said=said)

@@ -9,10 +9,13 @@ from typing import Any
 import torch
 
 from befit.cost.device import this_device
+from befit.propose.diversity import alike
 from befit.propose.finish import Best
-from befit.propose.funnel import arms, plain
+from befit.propose.funnel import arms, leaders, plain
 from befit.propose.job import ProposeJob
+from befit.propose.judge import commonest
 from befit.propose.proposal import Proposal
+from befit.propose.statistics import compare
 from befit.report.page import write_report
 from befit.rundir import befit_version, write_json
 
@@ -24,6 +27,8 @@ def record(job: ProposeJob, best: Mapping[str, Best]) -> dict[str, Any]:
     """Write `summary.json` and `report.html`; return the summary."""
     config = job.config
     rows = [row for lane in job.lanes for row in lane.rows]
+    chances = {name: commonest(images.validation.labels) for name, images in job.images.items()}
+    bounds = config.bounds.bounds if config.bounds is not None else ()
     summary = {
         "kind": "proposals",
         "befit": befit_version(),
@@ -39,7 +44,11 @@ def record(job: ProposeJob, best: Mapping[str, Best]) -> dict[str, Any]:
         "config": config.to_json(),
         "budget": config.budget,
         "data": [_data(job, name) for name in job.images],
-        "arms": arms(rows, {lane.dataset: lane.chance for lane in job.lanes}),
+        "bounds": [{"cost": bound.cost, "op": bound.op, "value": bound.value} for bound in bounds],
+        "arms": arms(rows, chances),
+        "comparison": compare(rows, chance=chances) if config.arms.strip() else None,
+        "leaders": leaders(rows),
+        "similarity": alike(rows),
         "rows": [plain(row) for row in rows],
         "best": [_best(name, one) for name, one in best.items()],
         "calls": vars(job.attempts.spent()),
@@ -59,7 +68,7 @@ def _data(job: ProposeJob, name: str) -> dict[str, Any]:
         "classes": list(images.classes),
         "images": {"train": len(images.train), "validation": len(images.validation), "test": len(images.test)},
         "task": images.task.to_json(),
-        "chance": next(lane.chance for lane in job.lanes if lane.dataset == name),
+        "chance": commonest(images.validation.labels),
     }
 
 

@@ -1,0 +1,309 @@
+"""The loop with models from a script: refusals, repeats, silence, and runs that were stopped anywhere."""
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from befit.errors import BefitError, RunConflict
+from befit.propose import fitting, loop
+from befit.propose.config import ProposeConfig
+from befit.propose.job import Lane, ProposeJob, similar
+from befit.propose.judge import Judged
+from befit.propose.loop import notes, propose, propose_all
+from befit.propose.models import Completion, Request, Scripted
+from befit.propose.proposal import Proposal
+from befit.propose.records import Records
+from befit.propose.sandbox import tasks
+from befit.propose.sandbox.box import Sandbox
+from befit.vision.data import Images, from_arrays
+from befit.vision.training import TrainConfig
+
+TIMES = ("call_seconds", "gate_seconds", "train_seconds")
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox(warm=(tasks.warm, fitting.warm)) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def images() -> Images:
+    drawn = np.random.default_rng(0)
+    labels = np.arange(200) % 2
+    pixels = drawn.integers(0, 150, (200, 1, 8, 8))
+    pixels[np.arange(200), 0, np.where(labels, 1, 6)] += 60
+    return from_arrays(pixels.astype("uint8"), labels)
+
+
+def net(width: int, *, end: str = "self.b(self.a(x.flatten(1)).relu())") -> str:
+    """A network of this width, or one that is broken in its own way."""
+    return f"""```python
+from torch import nn
+class Net(nn.Module):
+    def __init__(self, in_shape, out_shape, prm, device):
+        super().__init__()
+        self.a = nn.Linear(in_shape[1] * in_shape[2] * in_shape[3], {width})
+        self.b = nn.Linear({width}, out_shape[0])
+    def forward(self, x):
+        return {end}
+```"""
+
+
+def config(out: Path, **more: Any) -> ProposeConfig:
+    quick = TrainConfig(epochs=2, batch=32)
+    return ProposeConfig(**{"out": out, "train": quick, "final": quick, "seconds": 60, "proposals": 4, **more})
+
+
+def ran(sandbox: Sandbox, images: Images, told: ProposeConfig, model: Scripted) -> list[Proposal]:
+    """The rows after the loop, times left out."""
+    job = ProposeJob.open(told, model=model, data=images)
+    propose_all(job, sandbox, sandbox)
+    return rows_of(told.out)
+
+
+def rows_of(out: Path) -> list[Proposal]:
+    return [replace(row, **dict.fromkeys(TIMES, 0.0)) for row in Records(out / "proposals.sqlite").proposals()]
+
+
+def by_number(*answers: str | Completion | list[str | Completion]) -> Callable[[Request, Any], str | Completion]:
+    """Answers for each proposal, and for its second call where there are two; whoever asks twice gets the same."""
+    told = [[one] if isinstance(one, str | Completion) else one for one in answers]
+
+    def write(request: Request, _rng: Any) -> str | Completion:
+        place = places[request.seed]
+        return told[place[0]][place[1]]
+
+    lane = Lane(arm=ARM, dataset="arrays", seed=0, **dict.fromkeys(LANE))  # pyright: ignore[reportArgumentType]
+    places = {lane.seed_of(n, f"call {call}"): (n, call) for n in range(len(told)) for call in range(2)}
+    return write
+
+
+ARM = type("Arm", (), {"name": ""})()
+LANE = ("images", "threshold", "task", "proposer", "space", "options")
+
+
+def test_a_refused_answer_is_asked_for_once_more_with_the_reason(
+    sandbox: Sandbox, images: Images, tmp_path: Path
+) -> None:
+    broken = net(5, end="self.a(x)")
+    write = by_number(net(4), ["I have no idea.", net(5)], [broken, net(6)], [broken, broken])
+    model = Scripted(write=write)
+    rows = ran(sandbox, images, config(tmp_path), model)
+    assert [(row.stage, row.reason, row.calls) for row in rows[:3]] == [
+        *(("above-chance", "", 1), ("above-chance", "", 2), ("above-chance", "", 2))
+    ]
+    assert (rows[3].stage, rows[3].reason, rows[3].calls, rows[3].done) == ("new-tree", "build", 2, True)
+    assert [row.params for row in rows[:3]] == [64 * w + w + 2 * w + 2 for w in (4, 5, 6)]
+    first, second = model.asked[1], model.asked[2]
+    assert second.messages[: len(first.messages)] == first.messages and second.seed != first.seed
+    assert second.messages[-2].content == "I have no idea." and "no code found" in second.messages[-1].content
+    assert "line" in model.asked[4].messages[-1].content and "[64, 5]" in model.asked[4].messages[-1].content
+    assert rows[1].accuracy is not None and f"{rows[1].accuracy:.1%}" in model.asked[-1].messages[1].content
+    assert (tmp_path / "networks" / "arrays-0" / "0001.py").read_text() == rows[1].source
+
+
+def test_a_repeat_has_the_known_score_and_costs_no_training(
+    sandbox: Sandbox, images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = list[str]()
+
+    def counted(_sandbox: Any, source: str, *_: Any, seed: int) -> Judged:
+        trained.append(source)
+        return Judged(accuracy=0.9 - 0.1 * seed, seconds=1.0)
+
+    monkeypatch.setattr(loop, "judge", counted)
+    renamed = net(4).replace("self.a", "self.first").replace("self.b", "self.last")
+    thrice = net(4, end="self.b(self.a(x.flatten(1)).relu()) + 0 * self.a(x.flatten(1)).sum() * 0")
+    model = Scripted(write=by_number(net(4), [renamed, renamed], [renamed, net(8)], thrice))
+    rows = ran(sandbox, images, config(tmp_path), model)
+    assert [row.same_as for row in rows[:3]] == [None, 0, None] and len(trained) == len(
+        [r for r in rows if r.same_as is None]
+    )
+    assert (rows[1].accuracy, rows[1].stage, rows[1].reason) == (0.9, "allowed", "seen-tree")
+    assert "90.0%" in model.asked[2].messages[-1].content
+    assert "1 proposals computed the same as an earlier one (90.0%)" in model.asked[3].messages[1].content
+
+
+def test_silence_counts_until_it_lasts(sandbox: Sandbox, images: Images, tmp_path: Path) -> None:
+    """Two failures and an answer: two attempts. Three failures: the run stops, and they are made anew when it goes on."""
+    gone = Completion(finish="outage", said="connection refused")
+    told = config(tmp_path, proposals=7)
+    before = Scripted(write=by_number(net(4), gone, gone, net(5), gone, gone, gone))
+    with pytest.raises(BefitError, match=rf"3 times in a row \(connection refused\).*befit resume {tmp_path}"):
+        ran(sandbox, images, told, before)
+    assert [(row.stage, row.reason) for row in rows_of(tmp_path)] == [
+        *(("above-chance", ""), ("attempted", "outage"), ("attempted", "outage"), ("above-chance", ""))
+    ]
+    after = Scripted(write=by_number(*[""] * 4, net(6), net(7), net(8)))
+    rows = ran(sandbox, images, told, after)
+    assert [row.stage for row in rows[4:]] == ["above-chance"] * 3 and len(after.asked) == 3
+    assert rows[5].parent is not None and rows[5].examples
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing catches it, and what is not on disk is lost."""
+
+
+ANSWERS = by_number(net(4), ["Hm.", net(5)], [net(4), net(6)], net(7))
+
+
+def crash(monkeypatch: pytest.MonkeyPatch, where: str, when: int) -> Callable[[Request, Any], str | Completion]:
+    """End the process at the `when`-th time that it comes there, before or after the work."""
+    count = 0
+
+    def dying(work: Callable[..., Any], *, after: bool = False) -> Callable[..., Any]:
+        def done(*given: Any, **named: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count < when:
+                return work(*given, **named)
+            if after:
+                work(*given, **named)
+            raise Killed
+
+        return done
+
+    if where == "gate":
+        monkeypatch.setattr("befit.propose.gate.Gate.check", dying(loop.Gate.check))
+    elif where.startswith("training"):
+        monkeypatch.setattr(loop, "judge", dying(loop.judge, after=where == "training, done"))
+    elif where == "record":
+        monkeypatch.setattr(Records, "write", dying(Records.write, after=True))
+    return dying(ANSWERS) if where == "call" else ANSWERS
+
+
+@pytest.mark.parametrize(
+    ("where", "when"),
+    [
+        ("call", 1),
+        ("call", 3),
+        ("gate", 2),
+        ("gate", 3),
+        ("training", 1),
+        ("training, done", 3),
+        ("record", 1),
+        ("record", 6),
+    ],
+)
+def test_a_run_that_is_killed_anywhere_ends_as_one_that_is_not(
+    where: str, when: int, sandbox: Sandbox, images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = ran(sandbox, images, config(tmp_path / "whole"), Scripted(write=ANSWERS))
+    with monkeypatch.context() as patched:
+        model = Scripted(write=crash(patched, where, when))
+        with pytest.raises(Killed):
+            ran(sandbox, images, config(tmp_path / "run"), model)
+    left = rows_of(tmp_path / "run")
+    assert sum(not row.done for row in left) == (0 if (where, when) == ("record", 6) and left[-1].done else 1)
+    again = Scripted(write=ANSWERS)
+    assert ran(sandbox, images, config(tmp_path / "run"), again) == whole
+    with sqlite3.connect(tmp_path / "run" / "proposals.sqlite") as connection:
+        answered = connection.execute("SELECT count(*), count(DISTINCT key) FROM attempts WHERE completion IS NOT NULL")
+        assert answered.fetchone() == (6, 6), "each call was answered once"
+    connection.close()
+    assert len(model.asked) + len(again.asked) == 6 + (where == "call"), "but for the one that was under way"
+    done = [row.number for row in left if row.done]
+    trained = (tmp_path / "run" / "networks" / "arrays-0").iterdir()
+    assert sorted(int(one.stem) for one in trained) == [0, 1, 2, 3] and all(whole[number].done for number in done)
+
+
+def test_what_was_judged_is_not_judged_again(
+    sandbox: Sandbox, images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran(sandbox, images, config(tmp_path, proposals=2), Scripted(write=ANSWERS))
+    monkeypatch.setattr(loop, "judge", lambda *_, **__: Judged(reason="crash", said="again"))
+    rows = ran(sandbox, images, config(tmp_path, proposals=3), Scripted(write=ANSWERS))
+    assert [row.reason for row in rows] == ["", "", "crash"]
+
+
+def test_arms_share_no_answers_and_see_only_their_own(sandbox: Sandbox, images: Images, tmp_path: Path) -> None:
+    model = Scripted(write=lambda _request, rng: net(rng.choice(range(4, 40, 4))))
+    told = config(tmp_path, proposals=3, arms="shots=0,2", seeds=2, retries=0)
+    rows = ran(sandbox, images, told, model)
+    assert [(row.arm, row.seed, row.number) for row in rows] == [
+        (arm, seed, number) for arm in ("shots=0", "shots=2") for seed in (0, 1) for number in (0, 1, 2)
+    ]
+    assert len({one.seed for one in model.asked}) == 12
+    assert all(not row.examples for row in rows if row.arm == "shots=0") and any(row.examples for row in rows)
+    order = [(row.number, row.seed, row.arm) for row in sorted(rows, key=lambda row: (row.number, row.seed, row.arm))]
+    assert order[:4] == [(0, 0, "shots=0"), (0, 0, "shots=2"), (0, 1, "shots=0"), (0, 1, "shots=2")]
+
+
+@pytest.mark.parametrize("pick", ["diverse", "random"])
+def test_genomes_and_changes_go_through_the_same_loop(
+    pick: str, sandbox: Sandbox, images: Images, tmp_path: Path
+) -> None:
+    arch = '{"0->1": "%s", "0->2": "none", "1->2": "none", "0->3": "%s", "1->3": "skip_connect", "2->3": "none"}'
+    told = config(tmp_path / "genome", form="genome", pick=pick, proposals=3, train=TrainConfig(epochs=1, batch=50))
+    write = by_number(
+        *(arch % ops for ops in (("nor_conv_3x3", "none"), ("none", "skip_connect"), ("none", "nor_conv_1x1")))
+    )
+    rows = ran(sandbox, images, told, Scripted(write=write))
+    assert {row.form for row in rows} == {"genome"} and rows[0].params and "ARCH" in rows[0].source
+    change = "<<<<<<< SEARCH\n        self.a = nn.Linear(in_shape[1] * in_shape[2] * in_shape[3], 4)\n=======\n"
+    change += "        self.a = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))\n>>>>>>> REPLACE"
+    told = config(tmp_path / "change", form="search-replace", proposals=2, retries=0)
+    rows = ran(sandbox, images, told, Scripted(write=by_number(net(4), change)))
+    assert [(row.form, row.parent) for row in rows] == [("network", None), ("search-replace", 0)]
+    assert "nn.Sequential(nn.Flatten()" in rows[1].source
+
+
+def test_a_whole_run_leaves_the_best(images: Images, tmp_path: Path) -> None:
+    summary = propose(config(tmp_path, proposals=2), model=Scripted(write=ANSWERS), data=images)
+    assert summary["kind"] == "proposals" and summary["arms"][0]["funnel"]["trained"] == 2
+    best = summary["best"][0]
+    assert {one.name for one in (tmp_path / "best").iterdir()} == {
+        "net.py",
+        "model.safetensors",
+        "card.json",
+        "README.md",
+    }
+    assert best["test"] > 0.8 and (tmp_path / "report.html").exists()
+    assert propose(config(tmp_path, proposals=2), model=Scripted(write=ANSWERS), data=images)["best"] == summary["best"]
+
+
+def test_a_folder_of_another_run_is_refused(sandbox: Sandbox, images: Images, tmp_path: Path) -> None:
+    ran(sandbox, images, config(tmp_path, proposals=1), Scripted(write=ANSWERS))
+    with pytest.raises(RunConflict, match="shots was 3, now 2"):
+        ProposeJob.open(config(tmp_path, shots=2), data=images)
+    other = replace(images, train=images.train.take(images.train.labels.argsort()))
+    with pytest.raises(RunConflict, match="the images of arrays are not those"):
+        ProposeJob.open(config(tmp_path, proposals=1), data=other)
+
+
+def test_notes_say_the_most_useful_first() -> None:
+    row = Proposal(arm="", dataset="d", seed=0, number=0, done=True)
+    rows = [
+        replace(row, stage="above-chance", accuracy=0.5),
+        replace(row, stage="above-chance", accuracy=0.7),
+        replace(row, stage="allowed", reason="seen-tree", same_as=1, accuracy=0.7),
+        replace(row, stage="returned", reason="no-code", said="no code found"),
+        *[replace(row, stage="built", reason="budget", said=f"{n} M parameters") for n in (3, 2)],
+        replace(row, reason="outage", said="connection refused"),
+    ]
+    assert notes(rows) == [
+        "2 networks were trained: the best has 70.0%, the median 60.0%.",
+        "1 proposals computed the same as an earlier one (70.0%): other names or another layout do not make a network new.",
+        "2 failed by budget, the last one so: 2 M parameters",
+        "1 failed by no-code, the last one so: no code found",
+    ]
+    assert notes([]) == []
+
+
+def test_similar_reads_networks_and_genomes() -> None:
+    def scored(text: str) -> Any:
+        return type("Scored", (), {"text": text})()
+
+    one = net(4).split("\n", 1)[1].removesuffix("```")
+    assert (
+        similar(scored(one), scored(one.replace("self.a", "self.c")))
+        == 1.0
+        > similar(scored(one), scored(one.replace(".relu()", "")))
+    )
+    assert similar(scored("{\n1\n}"), scored("{\n2\n}")) == 0.5
