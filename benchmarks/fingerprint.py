@@ -23,10 +23,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))  # also where befit is not installed
-from befit.propose.child import trace_source
 from befit.propose.fingerprint import keys_of
 from befit.propose.grammar import draw
 from befit.propose.layout import layout_key, lemur_md5
+from befit.propose.network import trace_source
 from befit.propose.rendering import Style, render
 from befit.propose.tree import write
 from propose.pairs import PAIRS, Pair

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from befit.errors import BadProposal
-from befit.propose.child import trace_source
 from befit.propose.fingerprint import keys_of, runs, similarity
 from befit.propose.grammar import draw
+from befit.propose.network import trace_source
 from befit.propose.rendering import Style, render
 from propose.pairs import BASE, OTHER, PAIRS, SAME, Pair, edited
 

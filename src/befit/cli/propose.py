@@ -1,7 +1,7 @@
 """Verbs for networks that are proposed as code: propose, fingerprint."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ def fingerprint_verb(arguments: Sequence[str]) -> None:
         /,
         json: bool = False,
         build: bool = True,
+        sandbox: str = "native",
         in_shape: tuple[int, int, int, int] = (2, 3, 32, 32),
         classes: int = 10,
         seconds: float = 60.0,
@@ -31,27 +32,22 @@ def fingerprint_verb(arguments: Sequence[str]) -> None:
         Args:
             files: Python files with a class Net(in_shape, out_shape, prm, device).
             json: A list of {"file", "whitespace", "tree", "graph", "recipe"} instead.
-            build: Run each file in a process of its own to build the network, for the graph; not a wall: only files you trust.
+            build: Run each file in the sandbox to build the network, for the graph.
+            sandbox: What holds the files while they run: native, bwrap, docker:IMAGE, or none (files that you trust).
             in_shape: Images, channels, height and width to build for.
             classes: Classes to build for.
             seconds: Longest time for building one network.
         """
-        show_fingerprints(files, as_json=json, build=build, in_shape=in_shape, out_shape=(classes,), seconds=seconds)
+        shapes = {"in_shape": in_shape, "out_shape": (classes,)}
+        show_fingerprints(files, as_json=json, sandbox=sandbox if build else "", shapes=shapes, seconds=seconds)
 
     tyro.cli(fingerprint, args=arguments, prog="befit fingerprint")
 
 
 def show_fingerprints(
-    files: Sequence[Path],
-    *,
-    as_json: bool,
-    build: bool,
-    in_shape: tuple[int, ...],
-    out_shape: tuple[int, ...],
-    seconds: float,
+    files: Sequence[Path], *, as_json: bool, sandbox: str, shapes: Mapping[str, tuple[int, ...]], seconds: float
 ) -> None:
-    """Print the keys of every file that can be read, then fail if some could not."""
-    from befit.propose.child import built_in_child
+    """Print the keys of every file that can be read, then fail if some could not; without a sandbox nothing is built."""
     from befit.propose.fingerprint import keys_of
 
     if not files:
@@ -68,11 +64,11 @@ def show_fingerprints(
         rows.append(
             {"file": str(file), "whitespace": keys.whitespace, "tree": keys.tree, "graph": None, "recipe": keys.recipe}
         )
-    if build:
-        for row, built in zip(rows, built_in_child(sources, in_shape, out_shape, seconds=seconds), strict=True):
-            row["graph"] = built.key
-            if built.key is None:
-                say(f"{row['file']}: no graph: {built.error}")
+    if sandbox and rows:
+        for row, (graph, why) in zip(rows, _graphs(sources, sandbox, shapes, seconds), strict=True):
+            row["graph"] = graph
+            if graph is None:
+                say(f"{row['file']}: no graph: {why}")
     if as_json:
         show_lines([json.dumps(rows, indent=1)])
     else:
@@ -81,6 +77,23 @@ def show_fingerprints(
         show_lines(["  ".join([*(key.ljust(32) for key in keys), "file"]), *lines] if lines else [])
     if wrong:
         raise BadProposal("\n".join(wrong))
+
+
+def _graphs(
+    sources: Sequence[str], backend: str, shapes: Mapping[str, tuple[int, ...]], seconds: float
+) -> Iterator[tuple[str | None, str]]:
+    """Key of each file's operations, or None and why."""
+    from befit.propose.network import USUAL
+    from befit.propose.sandbox.box import Sandbox
+    from befit.propose.sandbox.limits import Limits
+    from befit.propose.sandbox.tasks import inspect
+
+    with Sandbox(backend=backend) as sandbox:
+        for source in sources:
+            arguments = {**shapes, "prm": USUAL}
+            result = sandbox.run(inspect, source=source, arguments=arguments, limits=Limits(wall_seconds=seconds))
+            graph = str(result.value.get("graph", ""))
+            yield graph or None, result.message or "the network looks at numbers"
 
 
 def _text(file: Path) -> str:
