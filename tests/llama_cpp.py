@@ -7,6 +7,8 @@ import torch
 import xllamacpp
 from torch import Tensor
 
+llama: Any = xllamacpp  # a compiled module, of which a type checker sees nothing
+
 
 def greedy(file: Path, prompt: list[int], count: int, vocab: int) -> tuple[list[int], Tensor]:
     """The `count` tokens that llama.cpp adds to the prompt, and the log-probabilities (count, vocab) that it gave then."""
@@ -20,14 +22,14 @@ def greedy(file: Path, prompt: list[int], count: int, vocab: int) -> tuple[list[
 
 def complete(file: Path, prompt: list[int] | str, count: int, **more: Any) -> dict[str, Any]:
     """One greedy completion, as llama.cpp's server answers it; it never ends before `count` tokens."""
-    settings: Any = xllamacpp.CommonParams()
+    settings: Any = llama.CommonParams()
     settings.model.path = str(file)
     settings.n_ctx, settings.n_parallel, settings.n_gpu_layers, settings.warmup = 256, 1, 0, False
-    settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-    settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    settings.cache_type_k = settings.cache_type_v = llama.ggml_type.GGML_TYPE_F32
+    settings.flash_attn_type = llama.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
     settings.verbosity, settings.fit_params = -1, False
-    server: Any = xllamacpp.Server(settings)
+    server: Any = llama.Server(settings)
     return server.handle_completions(
         {"prompt": prompt, "n_predict": count, "temperature": 0, "cache_prompt": False, "ignore_eos": True} | more
     )

@@ -150,6 +150,7 @@ TESTED_IN = {
     "vision/blueprint.py": "vision/test_cell.py",
     "lm/configuration_decilm.py": "export/test_vllm.py",
     "lm/modeling_decilm.py": "export/test_vllm.py",
+    "export/card.py": "export/test_hf.py",
     "export/gguf_tokenizer.py": "export/test_gguf.py",
     "export/language.py": "export/test_vllm.py",
     "lm/llama.py": "lm/test_families.py",
