@@ -11,6 +11,7 @@ from befit.budget import Budget
 from befit.errors import BadBudget, BadData
 from befit.propose.answer import Form
 from befit.propose.archive import ArchiveConfig, Pick, Selection
+from befit.propose.learned import LearnConfig
 from befit.propose.models import Price
 from befit.rundir import rebuilt
 from befit.vision.training import TrainConfig
@@ -98,6 +99,10 @@ class ProposeConfig:
     """Pixels to which images are scaled and cropped."""
     lemur: Path | None = None
     """Folder of networks and results in LEMUR's form, to show from the start."""
+    export_lemur: bool = False
+    """Write the trained networks in LEMUR's form too, into lemur/ of the run."""
+    learn: LearnConfig = field(default_factory=LearnConfig)
+    """Of --llm learn."""
 
     def __post_init__(self) -> None:
         for name, least in (("proposals", 1), ("seeds", 1), ("notes", 0), ("max_tokens", 1), ("prompt_tokens", 1)):
@@ -119,6 +124,8 @@ class ProposeConfig:
             )
         if self.form == "genome" and self.recipe:
             raise BadData("a genome has no training of its own: leave --recipe or --form genome out")
+        if self.form == "genome" and self.lemur is not None:
+            raise BadData("networks of LEMUR are no genomes: leave --lemur or --form genome out")
         self._read()
 
     def _read(self) -> None:

@@ -6,10 +6,11 @@ after proposal from what it has seen itself.
 
 import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import product
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from befit.propose.config import ProposeConfig
 from befit.propose.fingerprint import runs, similarity
 from befit.propose.gate import Gate
 from befit.propose.judge import PRM, Training, guessing
+from befit.propose.lemur import read_lemur
 from befit.propose.models import Model
 from befit.propose.prompt import Task
 from befit.propose.proposal import Known, Proposal
@@ -169,9 +171,11 @@ class ProposeJob:
                 prm={**PRM, "batch": config.train.batch, "epoch": config.train.epochs, **config.hyperparameters},
             ),
         )
-        job.lanes = [
-            job._lane(arm, name, seed, model) for seed in range(config.seeds) for name in images for arm in arms
-        ]
+        given = (
+            () if config.lemur is None else read_lemur(config.lemur, datasets=[*images], recipe=config.recipe).networks
+        )
+        grid = product(range(config.seeds), images, arms)
+        job.lanes = [job._lane(arm, name, seed, model, given) for seed, name, arm in grid]
         job._remember_data()
         return job
 
@@ -208,11 +212,12 @@ class ProposeJob:
             recipe=self.config.recipe,
         )
 
-    def _lane(self, arm: Arm, dataset: str, seed: int, model: Model | None) -> Lane:
+    def _lane(self, arm: Arm, dataset: str, seed: int, model: Model | None, given: Sequence[Scored]) -> Lane:
         images, device = self.images[dataset], self.training.device
         blueprint, options = space_of(arm.config, images)
         space = blueprint.space if blueprint is not None else None
         done = [row for row in self.records.proposals(arm=arm.name, dataset=dataset, seed=seed) if row.done]
+        proposer = proposer_of(arm.config, images.task, space, device, seed) if model is None else Fixed(one=model)
         return Lane(
             arm=arm,
             dataset=dataset,
@@ -220,9 +225,8 @@ class ProposeJob:
             images=images,
             threshold=guessing(images.validation.labels),
             task=self._told(dataset, images),
-            proposer=Fixed(one=model)
-            if model is not None
-            else proposer_of(arm.config, images.task, space, device, seed),
+            given=tuple(one for one in given if one.dataset == dataset),
+            proposer=proposer,
             space=space,
             options=options,
             rows=[row for row in done if row.number < self.config.proposals],

@@ -22,6 +22,7 @@ from befit.errors import BefitError, IllegalArch
 from befit.propose.archive import Scored
 from befit.propose.config import ProposeConfig
 from befit.propose.grammar import Bounds, draw
+from befit.propose.learned import Learned, genomes, networks
 from befit.propose.models import Completion, Message, Model, Price, Request
 from befit.propose.prompt import estimate, fenced
 from befit.propose.rendering import Style, render
@@ -162,7 +163,9 @@ def proposer_of(config: ProposeConfig, task: ImageTask, space: Space | None, dev
     if config.llm == "grammar":
         return Fixed(one=Grammar(bounds_for(task, config.bounds), space))
     if config.llm == "learn":
-        raise BefitError(f"--llm learn is not there yet {seed}")
+        bounds = bounds_for(task, config.bounds)
+        language = networks(bounds, recipe=config.recipe) if space is None else genomes(space)
+        return Learned(config.learn, language, seed=seed, device=device)
     if config.llm.startswith("hf:"):
         return local(config.llm.removeprefix("hf:"), device, config.price)
     return server(config)

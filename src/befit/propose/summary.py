@@ -14,10 +14,11 @@ from befit.propose.finish import Best
 from befit.propose.funnel import arms, leaders, plain
 from befit.propose.job import ProposeJob
 from befit.propose.judge import commonest
+from befit.propose.lemur_files import write_lemur
 from befit.propose.proposal import Proposal
 from befit.propose.statistics import compare
 from befit.report.page import write_report
-from befit.rundir import befit_version, write_json
+from befit.rundir import befit_version, replacing_folder, write_json
 
 SHOWN = ("attempted", "returned", "parsed", "built", "new-graph", "trained", "above-chance")
 """Stages in the terminal's table."""
@@ -55,6 +56,9 @@ def record(job: ProposeJob, best: Mapping[str, Best]) -> dict[str, Any]:
         "stages": [vars(stage) for stage in job.run.stages],
         "notes": [note for images in job.images.values() for note in images.notes],
     }
+    if config.export_lemur and best:
+        with replacing_folder(job.run.folder / "lemur") as folder:
+            write_lemur(rows, folder, epochs=config.train.epochs, prm=job.training.prm)
     write_json(job.run.folder / "summary.json", summary)
     write_report(summary, job.run.folder / "report.html")
     return summary
