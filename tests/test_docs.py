@@ -75,9 +75,12 @@ def test_commands_are_understood(command: str, tmp_path: Path, monkeypatch: pyte
     from befit import cli
     from befit.budget import Budget
     from befit.cli import images, language, runs
+    from befit.cli import propose as proposing
     from befit.cost.workload import Workload
     from befit.elastic.budgets import parse_targets
     from befit.elastic.config import ElasticConfig
+    from befit.propose.arms import arms_of
+    from befit.propose.config import ProposeConfig
     from befit.propose.sandbox import trial
     from befit.propose.sandbox.confine import Plan
     from befit.propose.sandbox.trial import Finding
@@ -89,6 +92,7 @@ def test_commands_are_understood(command: str, tmp_path: Path, monkeypatch: pyte
     for name in ("run_puzzle", "run_elastic"):
         monkeypatch.setattr(language, name, asked.append)
     monkeypatch.setattr(images, "run_search", asked.append)
+    monkeypatch.setattr(proposing, "run_propose", asked.append)
     monkeypatch.setattr(language, "measure_space", lambda given: asked.append(tyro.cli(SearchConfig, args=given)))
     for module in (images, language, runs):
         monkeypatch.setattr(module, "quiet", lambda: None)
@@ -96,11 +100,14 @@ def test_commands_are_understood(command: str, tmp_path: Path, monkeypatch: pyte
     held = Finding(name="loop", protection="an endless loop", enforced=True, how="watch", evidence="timeout")
     monkeypatch.setattr(trial, "try_out", lambda **_: (Plan(), [held]))
     words = shlex.split(command, comments=True)[1:]
-    parsed = words[0] in ("puzzle", "elastic", "search", "sandbox") or "--space" in words
+    parsed = words[0] in ("puzzle", "elastic", "search", "propose", "sandbox") or "--space" in words
     assert cli.main(words) == (0 if parsed else 2)
     for config in asked:
         if isinstance(config, SearchConfig):
             assert config.budget is None or Budget.parse(config.budget)
+            continue
+        if isinstance(config, ProposeConfig):
+            assert arms_of(config)
             continue
         if isinstance(config, ElasticConfig):
             parse_targets(config.budgets, dict.fromkeys(("params", "memory_bytes", "latency_ms"), 1e15))

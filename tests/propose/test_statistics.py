@@ -106,3 +106,10 @@ def test_nothing_to_compare_is_no_error() -> None:
         compare([], chance=0.1, against="best")  # type: ignore[arg-type]
     with pytest.raises(BadData, match="no chance is given for 'digits'"):
         compare([row()], chance={})
+
+
+def test_intervals_stay_within_what_is_possible() -> None:
+    rows = [row(arm=arm, seed=seed, accuracy=0.9 * (seed ^ (arm == "b"))) for arm in "ab" for seed in range(2)]
+    told = compare(rows, chance=0.1)["measures"]["intention"]
+    assert [(one["low"], one["high"], one["how"]) for one in told["arms"]] == [(0.0, 1.0, "t")] * 2
+    assert (told["pairs"][0]["low"], told["pairs"][0]["high"]) == (-1.0, 1.0)

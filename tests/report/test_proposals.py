@@ -270,7 +270,7 @@ def poison(value: Any) -> Any:
 def test_markup_in_names_does_nothing(tmp_path: Path) -> None:
     summary = poison(sample("several"))
     summary["arms"][0]["reasons"] = {EVIL: {EVIL: 3}}
-    summary["similarity"]["names"] = [EVIL] * len(summary["similarity"]["matrix"])
+    summary["similarity"]["names"] = [{"arm": EVIL, "number": 1}] * len(summary["similarity"]["matrix"])
     seen = visit(probed(render(summary), PROBE, tmp_path / "evil.html"), tmp_path)
     assert seen.console == [] and seen.requests == [] and seen.probe["title"] != "owned"
     assert EVIL in seen.probe["text"] and "img" not in {tag for tag, _ in Page(seen.dom).elements}

@@ -24,7 +24,8 @@ def alike(rows: Sequence[Proposal], *, most: int = MOST, shown: int = SHOWN) -> 
     """Similarities among the best networks that were trained, as plain values.
 
     Returns networks (how many were compared), mean (of all pairs), nearest (median over the networks of the similarity to the
-    one most like it; None below two networks), names (numbers of the best) and matrix (of those, best first).
+    one most like it; None below two networks), names (arm, dataset, seed and number of the best) and matrix (of those,
+    best first).
     """
     trained = sorted((row for row in rows if is_trained(row)), key=lambda row: (-(row.accuracy or 0), row.key))
     known = [(row, found) for row in trained[:most] if (found := _runs(row.source)) is not None]
@@ -35,7 +36,7 @@ def alike(rows: Sequence[Proposal], *, most: int = MOST, shown: int = SHOWN) -> 
         "networks": len(known),
         "mean": fmean(near.values()) if near else None,
         "nearest": median(closest) if near else None,
-        "names": [known[at][0].number for at in first],
+        "names": [{name: vars(known[at][0])[name] for name in ("arm", "dataset", "seed", "number")} for at in first],
         "matrix": [[1.0 if a == b else near[min(a, b), max(a, b)] for b in first] for a in first],
     }
 

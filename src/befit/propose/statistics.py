@@ -14,7 +14,7 @@ Within a measure all p-values are corrected together (Holm); the measures are no
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal, get_args
 
@@ -152,7 +152,7 @@ def _arm(arm: str, datasets: Mapping[str, Mapping[int, float]], seed: int) -> di
     return {
         "arm": arm,
         "mean": inference.balanced_mean(groups) if full else None,
-        **_ends(inference.interval(groups, seed=seed) if full else None),
+        **_ends(inference.interval(groups, seed=seed) if full else None, least=0.0),
         "count": sum(map(len, groups)),
         "datasets": told,
     }
@@ -189,7 +189,7 @@ def _pair(pair: _Pair, units: Units, seed: int) -> dict[str, Any]:
     return {
         **{"a": pair.a, "b": pair.b, "dataset": pair.dataset},
         "difference": inference.balanced_mean(b) - inference.balanced_mean(a) if full else None,
-        **_ends(between),
+        **_ends(between, least=-1.0),
         **({"t": test.t, "df": test.df, "p": test.p} if test else {"t": None, "df": None, "p": None}),
         "corrected": None,
         **(
@@ -200,5 +200,8 @@ def _pair(pair: _Pair, units: Units, seed: int) -> dict[str, Any]:
     }
 
 
-def _ends(interval: inference.Interval | None) -> dict[str, Any]:
-    return asdict(interval) if interval else {"low": None, "high": None, "how": None}
+def _ends(interval: inference.Interval | None, least: float) -> dict[str, Any]:
+    """An interval within what is possible: accuracies and shares are 0 .. 1, their differences -1 .. 1."""
+    if interval is None:
+        return {"low": None, "high": None, "how": None}
+    return {"low": max(least, interval.low), "high": min(1.0, interval.high), "how": interval.how}

@@ -29,14 +29,16 @@ def curves(summary: Mapping[str, Any]) -> str:
     """The best accuracy so far against attempts, tokens and time: each arm's mean over its runs."""
     rows = q.entries(summary.get("rows"))
     arms = names(summary) or list(dict.fromkeys(name_of(row.get("arm")) for row in rows))
+    seconds = sum(map(_seconds, rows)) / max(1, len(q.entries(summary.get("arms"))))
+    time = ("minutes", 60.0) if seconds > 180 else ("seconds", 1.0)
     axes = (
-        ("attempt", 1.0, lambda _row: 1.0),
-        ("tokens", 1e3, lambda row: _sum(row, "prompt_tokens", "completion_tokens")),
-        ("time", 60.0, lambda row: _sum(row, "call_seconds", "gate_seconds", "train_seconds")),
+        ("attempts", 1.0, lambda _row: 1.0),
+        ("thousand tokens, read and written", 1e3, lambda row: _sum(row, "prompt_tokens", "completion_tokens")),
+        (f"{time[0]} of calls, checks and training", time[1], _seconds),
     )
     chances = [value for one in q.entries(summary.get("arms")) if (value := q.number(one.get("chance"))) is not None]
     chance = sum(chances) / len(chances) if chances else None
-    panels = [_curve_panel(axis, divisor, read, rows, arms, chance) for axis, divisor, read in axes]
+    panels = [_curve_panel(title, divisor, read, rows, arms, chance) for title, divisor, read in axes]
     drawn = [panel for panel in panels if panel]
     if not drawn:
         return ""
@@ -67,8 +69,12 @@ def _sum(row: Mapping[str, Any], *keys: str) -> float:
     return sum(max(0, q.number(row.get(key)) or 0) for key in keys)
 
 
+def _seconds(row: Mapping[str, Any]) -> float:
+    return _sum(row, "call_seconds", "gate_seconds", "train_seconds")
+
+
 def _curve_panel(
-    axis: str,
+    title: str,
     divisor: float,
     read: Callable[[Mapping[str, Any]], float],
     rows: Sequence[Mapping[str, Any]],
@@ -83,11 +89,12 @@ def _curve_panel(
         data.append(
             {
                 "type": "scatter",
-                "mode": "lines",
+                "mode": "lines+markers",
                 "x": [x / divisor for x in xs],
                 "y": [100 * y for y in ys],
                 "name": canvas.safe(arm),
                 "line": {"color": COLOURS[place % len(COLOURS)], "width": 1.9, "shape": "hv"},
+                "marker": {"size": [0] * (len(xs) - 1) + [6]},  # where it ended
                 "hovertemplate": f"{canvas.safe(arm)}<br>%{{y:.1f}} % after %{{x:.4g}}<extra></extra>",
             }
         )
@@ -98,18 +105,13 @@ def _curve_panel(
         dotted = {"color": canvas.INK, "width": 1, "dash": "dot"}
         ends = {"x": [0, reach], "y": [100 * chance] * 2}
         data.append({"type": "scatter", "mode": "lines", **ends, "line": dotted, "hoverinfo": "skip"})
-    titles = {
-        "attempt": "attempts",
-        "tokens": "thousand tokens, read and written",
-        "time": "minutes of calls, checks and training",
-    }
     layout = {
         "showlegend": False,
         "margin": {"l": 58, "r": 10, "t": 10, "b": 46},
-        "xaxis": canvas.axis(title=titles[axis], range=[0, 1.02 * reach]),
+        "xaxis": canvas.axis(title=title, range=[0, 1.02 * reach]),
         "yaxis": canvas.axis(title="best accuracy so far, %"),
     }
-    return canvas.plot(data, layout, 320, f"Best accuracy so far against {titles[axis]}")
+    return canvas.plot(data, layout, 320, f"Best accuracy so far against {title}")
 
 
 def _mean_curve(
@@ -208,7 +210,7 @@ def _means_panel(name: str, told: Mapping[str, Any]) -> str:
     title = MEASURES.get(name, (name, ""))[0]
     wide = max(len(arm) for arm, _, _ in known)
     least, most = min(low for low, _ in ends), max(high for _, high in ends)
-    pad = 0.04 * (most - least or 1)
+    pad = max(0.04 * (most - least), 0.5)
     layout = {
         "showlegend": False,
         "margin": {"l": min(130, 18 + 7 * wide), "r": 14, "t": 30, "b": 44},

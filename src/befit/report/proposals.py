@@ -174,12 +174,14 @@ def alike(summary: Mapping[str, Any]) -> str:
     """How similar the best networks are to each other, as a map."""
     facts = q.mapping(summary.get("similarity"))
     lines = [[q.number(value) for value in q.sequence(line)] for line in q.sequence(facts.get("matrix"))]
-    numbers = [f"no. {canvas.safe(one)}" for one in q.sequence(facts.get("names"))]
-    if len(lines) < 2 or any(len(line) != len(lines) for line in lines) or len(numbers) != len(lines):
+    named = q.entries(facts.get("names"))
+    if len(lines) < 2 or any(len(line) != len(lines) for line in lines) or len(named) != len(lines):
         return ""
+    numbers = [_name(one) for one in named]
     names = [
         f"{name}{_UNSEEN * numbers[:place].count(name)}" for place, name in enumerate(numbers)
     ]  # axes merge equal names
+    full = [canvas.safe(" ".join(filter(None, (_name(one), _remark(summary, one))))) for one in named]
     data: list[dict[str, Any]] = [
         {
             "type": "heatmap",
@@ -189,7 +191,8 @@ def alike(summary: Mapping[str, Any]) -> str:
             "zmin": 0,
             "zmax": 1,
             "colorscale": [[place / 4, f"var(--heat-{place})"] for place in range(5)],
-            "hovertemplate": "%{x} and %{y}: %{z:.2f}<extra></extra>",
+            "text": [[f"{a}<br>{b}" for a in full] for b in full],
+            "hovertemplate": "%{text}<br>%{z:.2f}<extra></extra>",
             "xgap": 1,
             "ygap": 1,
             "colorbar": {"thickness": 10, "outlinewidth": 0, "tickvals": [0, 0.5, 1], "len": 0.9},

@@ -155,7 +155,8 @@ def _summed(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         total("call_seconds", "gate_seconds", "train_seconds"),
     )
     return {
-        **{name: total(name) for name in ("calls", "prompt_tokens", "completion_tokens")},
+        "calls": total("calls"),
+        **{name: total(name) or None for name in ("prompt_tokens", "completion_tokens")},  # not told, or no model
         **{name: total(name) for name in ("call_seconds", "gate_seconds", "train_seconds")},
         **{
             "price": price,
@@ -163,7 +164,7 @@ def _summed(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "one_tokens": q.ratio(tokens or None, new),
             "one_seconds": q.ratio(seconds, new),
         },
-        "one_price": q.ratio(price, new),
+        "one_price": q.ratio(price or None, new),
     }
 
 
