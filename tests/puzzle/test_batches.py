@@ -81,11 +81,11 @@ def test_fewer_kv_heads_allow_a_larger_batch(text: str) -> None:
     resolved = budget.resolve(prices[3].arch(own))
 
     def score(pair: tuple[DecoderArch, int]) -> tuple[float, int]:
-        return scores.total(pair[0], own), pair[1]
+        return scores.total(pair[0]), pair[1]
 
     fitting = [(arch, b) for arch, b in itertools.product(every(space), batches) if resolved.met(prices[b].arch(arch))]
     at_base = [pair for pair in fitting if pair[1] == 3]
-    settings: dict[str, Any] = {"true_kl": lambda arch: scores.total(arch, own)}
+    settings: dict[str, Any] = {"true_kl": scores.total}
     config = PolishConfig(evaluations=1, drawn=200)
     chosen = Chooser(prices=prices, base=3, scores=scores, config=config, **settings).choose(budget, None)
     assert (chosen.arch, chosen.batch) == min(fitting, key=score)

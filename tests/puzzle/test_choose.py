@@ -30,9 +30,8 @@ def chooser(space: DecoderSpace, batches: Sequence[int] = (2,), evaluations: int
     """One whose true KL is the sum of scores, unless told otherwise."""
     scores = scores_of(space)
     prices = {batch: prices_of(space, replace(WORK, batch=batch)) for batch in batches}
-    own = space.shape.arch
     settings: dict[str, Any] = {
-        "true_kl": lambda arch: scores.total(arch, own),
+        "true_kl": scores.total,
         "config": PolishConfig(evaluations=evaluations, drawn=200),
     }
     return Chooser(prices=prices, base=batches[0], scores=scores, **(settings | other))
@@ -56,9 +55,9 @@ def test_the_first_solution_is_the_best_of_all(text: str) -> None:
     budget = Budget.parse(text).resolve(it.prices[2].arch(own))
     fitting = [arch for arch in every(space) if budget.met(it.prices[2].arch(arch))]
     assert 0 < len(fitting) < len(every(space))
-    best = min(fitting, key=lambda arch: it.scores.total(arch, own))
+    best = min(fitting, key=it.scores.total)
     assert chosen.arch == best and chosen.met and chosen.batch == 2
-    assert chosen.kl_sum == pytest.approx(it.scores.total(best, own)) and chosen.kl == chosen.kl_sum
+    assert chosen.kl_sum == pytest.approx(it.scores.total(best)) and chosen.kl == chosen.kl_sum
     assert Chosen.from_json(json.loads(json.dumps(chosen.to_json()))) == chosen
 
 
@@ -155,7 +154,7 @@ def test_the_front_is_the_best_score_at_each_budget() -> None:
     for point in points:
         limit = point["factor"] * budget.bounds[0].value
         fitting = [arch for arch in every(space) if prices.arch(arch)["memory_bytes"] <= limit]
-        assert point["kl_sum"] == pytest.approx(min(scores.total(arch, own) for arch in fitting))
+        assert point["kl_sum"] == pytest.approx(min(scores.total(arch) for arch in fitting))
         assert point["costs"]["memory_bytes"] <= limit
 
 
@@ -167,7 +166,7 @@ def rivals(
     budget = Budget.parse(text).resolve(prices.arch(space.shape.arch))
     fits, bounds = affordable(prices, budget), prices.bounds(budget)
     found = {
-        "uniform": baselines.uniform(space, lambda arch: scores.total(arch, space.shape.arch), scores, fits),
+        "uniform": baselines.uniform(space, scores.total, scores, fits),
         "depth": baselines.depth(space, (0.5, 0.1, 0.3, 0.6, 0.2, 0.4)[: space.shape.layers], fits),
         "greedy": baselines.greedy(space, prices, scores, bounds),
         "random": baselines.drawn(space, prices.table(scores), bounds, fits, seed=3),
@@ -206,7 +205,7 @@ def test_rivals_are_what_they_are_called() -> None:
     scores, own, gone = scores_of(space), space.shape.arch, Block(attention=NoOp(), ffn=NoOp())
     same = [DecoderArch(blocks=(block,) * 3) for block in space.blocks(0)]
     fitting = [arch for arch in same if space.contains(arch) and budget.met(prices.arch(arch))]
-    assert found["uniform"] == min(fitting, key=lambda arch: scores.total(arch, own))
+    assert found["uniform"] == min(fitting, key=scores.total)
     one = DecoderArch(blocks=(own.blocks[0], gone, own.blocks[2]))  # layer 1 has the least influence, layer 2 is next
     two = DecoderArch(blocks=(own.blocks[0], gone, gone))
     assert found["depth"] == (one if budget.met(prices.arch(one)) else two)
@@ -214,7 +213,7 @@ def test_rivals_are_what_they_are_called() -> None:
     assert first is not None
     limit = (budget.bounds[0].value - prices.fixed()["memory_bytes"]) / 3
     cheap = [block for block in space.blocks(0) if prices.block(block)["memory_bytes"] <= limit]
-    assert first.blocks[0] == min(cheap, key=lambda block: scores.block(0, block, own.blocks[0]))
+    assert first.blocks[0] == min(cheap, key=lambda block: scores.block(0, block))
 
 
 def test_a_random_child_is_found_where_hardly_any_exist() -> None:

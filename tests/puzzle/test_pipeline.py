@@ -176,6 +176,12 @@ def test_another_budget_trains_nothing_again(workshop: Path, other: Path) -> Non
     assert summary(workshop / "run")["child"]["memory_bytes"] in [point["costs"]["memory_bytes"] for point in earlier]
 
 
+def test_a_parent_that_stays_on_disk_has_the_same_child(workshop: Path) -> None:
+    run = workshop / "disk"
+    assert main(tiny_run.command(workshop, run, BUDGET, "--parent-in=disk")) == 0
+    assert weights(run) == weights(workshop / "run")
+
+
 def test_bounds_on_times_are_measured_at_several_batches(workshop: Path, other: Path) -> None:
     assert main(tiny_run.command(workshop, other, "throughput>=1.05x", "--batches=4")) == 0
     found = stages(other)
@@ -271,3 +277,30 @@ def test_killed_and_resumed_runs_end_with_the_same_child(
         (a,), (b,) = (list((workshop / name).glob(f"stages/*/{file}")) for name in ("killed", "run"))
         assert a.read_bytes() == b.read_bytes()
     assert summary(run)["child"]["kl"] == summary(workshop / "run")["child"]["kl"]
+
+
+def test_rounds_share_the_tokens_and_score_around_the_healed_child(workshop: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert main(tiny_run.command(workshop, run, BUDGET, "--rounds=2", "--baselines")) == 0
+    told, plain = summary(run), summary(workshop / "run")
+    names = list(stages(run))
+    assert [name for name in names if "round" in name] == ["heal round 1", "score round 2", "choose round 2"]
+    (first,), (last,) = run.glob("stages/heal round 1-*/heal.json"), run.glob("stages/heal child-*/heal.json")
+    (rival,) = run.glob("stages/heal greedy-*/heal.json")
+    assert [read_json(file)["tokens"] for file in (first, last, rival)] == [256, 256, 512]
+    (again,) = run.glob("stages/score round 2-*/scores.json")
+    scores = read_json(again)
+    (chosen,) = run.glob("stages/choose-*/chosen.json")
+    assert scores["around"] == read_json(chosen)["arch"] and scores["base"] > 0
+    assert told["budget"]["met"] and told["child"]["memory_bytes"] <= 0.7 * told["parent"]["memory_bytes"]
+    assert told["baselines"]["greedy"]["kl"] == pytest.approx(plain["baselines"]["greedy"]["kl"])
+    assert main(["resume", str(run)]) == 0 and all(stages(run).values())
+
+
+def test_another_number_of_rounds_keeps_what_they_share(workshop: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert main(tiny_run.command(workshop, run, BUDGET)) == 0
+    assert main(tiny_run.command(workshop, run, BUDGET, "--rounds=2")) == 0
+    reused = stages(run)
+    assert all(reused[name] for name in (*EARLY, "choose"))
+    assert not any(reused[name] for name in ("heal round 1", "score round 2", "choose round 2", "heal child"))

@@ -43,9 +43,9 @@ def judge_of(space: DecoderSpace, share: float) -> Judge:
 
     def true_kl(arch: DecoderArch) -> float:
         pairs = zip(arch.blocks, arch.blocks[1:], strict=False)
-        return scores.total(arch, own) + sum(a.attention == b.attention for a, b in pairs)
+        return scores.total(arch) + sum(a.attention == b.attention for a, b in pairs)
 
-    return Judge(true_kl=true_kl, predicted=lambda arch: scores.total(arch, own), affordable=fits)
+    return Judge(true_kl=true_kl, predicted=scores.total, affordable=fits)
 
 
 def search(seed: int, config: PolishConfig) -> tuple[list[DecoderArch], tuple[Tried, ...], Judge]:

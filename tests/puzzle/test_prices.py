@@ -61,7 +61,7 @@ def scores_of(space: DecoderSpace, seed: int = 0) -> Scores:
     """Random scores of all pairs."""
     rng = random.Random(seed)
     layers = tuple({block.name: rng.random() for block in space.blocks(i)[1:]} for i in range(space.shape.layers))
-    return Scores(layers=layers, interaction=(0.0,) * space.shape.layers)
+    return Scores(layers=layers, interaction=(0.0,) * space.shape.layers, around=space.shape.arch)
 
 
 WORK = Workload(batch=2, prompt=16, generate=8, weights="fp32", cache="bf16")
@@ -90,7 +90,7 @@ def test_the_solvers_table_holds_the_same_numbers() -> None:
         arch = space.sample(rng)
         picked = [table.layers[i][space.blocks(i).index(block)] for i, block in enumerate(arch.blocks)]
         assert [option.name for option in picked] == [block.name for block in arch.blocks]
-        assert sum(o.score for o in picked) == pytest.approx(scores.total(arch, space.shape.arch))
+        assert sum(o.score for o in picked) == pytest.approx(scores.total(arch))
         for name in table.costs:
             total = table.fixed[name] + sum(option.costs[name] for option in picked)
             assert total == pytest.approx(prices.arch(arch)[name], rel=1e-12)

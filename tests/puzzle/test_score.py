@@ -2,6 +2,8 @@
 
 import json
 import math
+import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,10 @@ from torch import Tensor
 
 from befit.arch.decoder import Block, DecoderArch
 from befit.errors import BadData
+from befit.lm.child import arch_of
 from befit.lm.quality import evaluate
 from befit.puzzle import score as module
-from befit.puzzle.library import Library
+from befit.puzzle.library import Library, free
 from befit.puzzle.score import ScoreConfig, Scores, score, score_task
 
 TOKENS = tiny.tokens(6, 12, seed=1)
@@ -55,10 +58,10 @@ def test_reuse_gives_the_numbers_of_whole_children(
     for layer, own in enumerate(library.space.shape.arch.blocks):
         options = library.space.blocks(layer)
         assert set(found.layers[layer]) == {block.name for block in options[1:]}
-        assert found.block(layer, own, own) == 0
+        assert found.block(layer, own) == 0
         for block in options[1:]:
             truth = naive(parent, replaced(library, layer, block), metric)
-            assert found.block(layer, block, own) == pytest.approx(truth, abs=1e-5, rel=1e-5), (layer, block.name)
+            assert found.block(layer, block) == pytest.approx(truth, abs=1e-5, rel=1e-5), (layer, block.name)
     assert len(options) == (5 if family == tiny.HYBRID else 5 * 4)
 
 
@@ -87,7 +90,7 @@ def test_the_interaction_is_the_least_squares_one(make_library: MakeLibrary, tmp
         def missed(g: float, layer: int = layer, own: Block = own, pairs: list[Block] = pairs) -> float:
             total = 0.0
             for block in pairs:
-                s_a, s_f = found.halves(layer, block, own)
+                s_a, s_f = found.halves(layer, block)
                 total += (found.layers[layer][block.name] - s_a - s_f - g * math.sqrt(s_a * s_f)) ** 2
             return total
 
@@ -95,12 +98,13 @@ def test_the_interaction_is_the_least_squares_one(make_library: MakeLibrary, tmp
         assert g != 0 and missed(g) < missed(0)
         assert missed(g) < min(missed(g + 0.01), missed(g - 0.01))
         other = next(b for b in library.space.blocks(layer) if b.name not in found.layers[layer] and b != own)
-        s_a, s_f = found.halves(layer, other, own)
-        assert found.block(layer, other, own) == pytest.approx(s_a + s_f + g * math.sqrt(s_a * s_f))
+        s_a, s_f = found.halves(layer, other)
+        assert found.block(layer, other) == pytest.approx(s_a + s_f + g * math.sqrt(s_a * s_f))
 
 
 def test_scores_survive_json() -> None:
-    scores = Scores(layers=({"x": 0.1}, {"x": 2.0}), interaction=(0.3, -0.1))
+    around = tiny.parent(layers=2)
+    scores = Scores(layers=({"x": 0.1}, {"x": 2.0}), interaction=(0.3, -0.1), around=arch_of(around.config), base=0.2)
     assert Scores.from_json(json.loads(json.dumps(scores.to_json()))) == scores
 
 
@@ -110,7 +114,44 @@ def test_the_sum_of_scores_adds_layers(make_library: MakeLibrary, tmp_path: Path
     own, options = library.space.shape.arch, library.space.blocks(0)
     arch = DecoderArch(blocks=(options[3], own.blocks[1], options[7]))
     total = found.layers[0][options[3].name] + found.layers[2][options[7].name]
-    assert found.total(arch, own) == pytest.approx(total) and found.total(own, own) == 0
+    assert found.total(arch) == pytest.approx(total) and found.total(own) == 0
+
+
+def healed(library: Library, seed: int) -> Library:
+    """The library after a round: around a child of it, all of whose weights have moved."""
+    rng = random.Random(seed)
+    child = free(library.compose(DecoderArch(blocks=tuple(rng.choice(library.space.blocks(i)) for i in range(3)))))
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for weight in child.parameters():
+            weight.add_(0.1 * weight.std(correction=0) * torch.randn_like(weight))
+    return replace(library, healed=child)
+
+
+@pytest.mark.parametrize(
+    ("metric", "family"), [("kl", "qwen3"), ("loss", "llama"), ("hidden", "llama"), ("kl", tiny.HYBRID)]
+)
+def test_around_a_healed_child_too(metric: str, family: str, make_library: MakeLibrary, tmp_path: Path) -> None:
+    library = healed(make_library(family), seed=1)
+    found = score(library, TOKENS, ScoreConfig(metric=metric, joint="all", batch=4), folder=tmp_path)
+    parent, start = tiny.original(family, 3), library.healed
+    assert found.around == arch_of(start.config) != library.space.shape.arch  # type: ignore[union-attr]
+    assert found.base == pytest.approx(naive(parent, start, metric), abs=1e-5, rel=1e-5) and abs(found.base) > 1e-3
+    for layer, own in enumerate(found.around.blocks):
+        options = library.space.blocks(layer)
+        assert set(found.layers[layer]) == {block.name for block in options if block != own}
+        for block in options:
+            blocks = found.around.blocks
+            whole = library.compose(DecoderArch(blocks=(*blocks[:layer], block, *blocks[layer + 1 :])))
+            for place, there in enumerate(whole.model.layers):
+                if place != layer:  # the rest is the healed child
+                    kept = start.model.layers[place].state_dict()  # type: ignore[union-attr]
+                    assert all(t.equal(kept[name]) for name, t in there.state_dict().items())
+            truth = naive(parent, whole, metric) - found.base
+            assert found.block(layer, block) == pytest.approx(truth, abs=1e-5, rel=1e-4), (layer, block.name)
+    again = score_task(library, lambda model: naive(parent, model, metric))
+    for a, b in zip(again.layers, found.layers, strict=True):
+        assert all(a[name] == pytest.approx(b[name], abs=1e-5, rel=1e-4) for name in a)
 
 
 def test_finished_batches_are_read_and_pieces_change_nothing(
@@ -120,9 +161,9 @@ def test_finished_batches_are_read_and_pieces_change_nothing(
     whole = score(library, TOKENS, config, folder=tmp_path)
     batches, done = module._score_batch, list[Tensor]()
 
-    def watched(model: Any, halves: Any, plans: Any, ids: Tensor, *rest: Any) -> Any:
+    def watched(library: Library, halves: Any, plans: Any, ids: Tensor, *rest: Any) -> Any:
         done.append(ids)
-        return batches(model, halves, plans, ids, *rest)
+        return batches(library, halves, plans, ids, *rest)
 
     monkeypatch.setattr(module, "_score_batch", watched)
     (tmp_path / "batch_0001.json").unlink()

@@ -30,7 +30,7 @@ def uniform(
     choices = [dict(zip(last, choice, strict=True)) for choice in product(*(space.blocks(i) for i in last.values()))]
     found = [DecoderArch(blocks=tuple(choice[block] for block in own)) for choice in choices]
     fitting = [arch for arch in found if space.contains(arch) and affordable(arch)]
-    fitting.sort(key=lambda arch: scores.total(arch, space.shape.arch))
+    fitting.sort(key=scores.total)
     return min(fitting[:4], key=true_kl, default=None)
 
 
@@ -57,7 +57,7 @@ def greedy(space: DecoderSpace, prices: Prices, scores: Scores, bounds: Sequence
             left[bound.cost] = min(free, left.get(bound.cost, free))
     blocks: list[Block] = []
     parent = space.shape.arch.blocks
-    for layer, own in enumerate(parent):
+    for layer in range(count):
         share = {name: value / (count - layer) for name, value in left.items()}
         last = not any(isinstance(b.attention, Attention) for b in (*blocks, *parent[layer + 1 :]))
         fitting = [
@@ -68,7 +68,7 @@ def greedy(space: DecoderSpace, prices: Prices, scores: Scores, bounds: Sequence
         ]
         if not fitting:
             return None
-        blocks.append(min(fitting, key=lambda block, i=layer, o=own: scores.block(i, block, o)))
+        blocks.append(min(fitting, key=lambda block, i=layer: scores.block(i, block)))
         left = {name: value - prices.block(blocks[-1])[name] for name, value in left.items()}
     arch = DecoderArch(blocks=tuple(blocks))
     return arch if space.contains(arch) else None

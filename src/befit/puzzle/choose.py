@@ -105,7 +105,7 @@ class Chooser:
             count += len(found)
             tried = self._polish(batch, solved_for, found, tried)
             best = tried[0]
-            kl_sum = self.scores.total(best.arch, own)
+            kl_sum = self.scores.total(best.arch)
             kept = {"arch": best.arch, "batch": batch, "kl": best.kl, "kl_sum": kl_sum}
             chosen = Chosen(**kept, budget=solved_for, met=True, solved=count, tried=tried)
             if measure is None:
@@ -132,10 +132,10 @@ class Chooser:
     ) -> tuple[Tried, ...]:
         """Polish from the solver's solutions and from what earlier rounds found, as far as it still fits."""
         price = self.prices[batch]
-        fits, own = affordable(price, budget), price.space.shape.arch
+        fits = affordable(price, budget)
         starts = [(f"solution {i + 1}", arch) for i, arch in enumerate(found)]
         starts += [(t.origin, t.arch) for t in before if fits(t.arch)][:4]
-        judge = Judge(true_kl=self.true_kl, predicted=lambda arch: self.scores.total(arch, own), affordable=fits)
+        judge = Judge(true_kl=self.true_kl, predicted=self.scores.total, affordable=fits)
         return polish(starts, price.space, judge, self.config, progress=self.progress)
 
 

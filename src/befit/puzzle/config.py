@@ -46,6 +46,8 @@ class PuzzleConfig:
     """Where to compute and to measure."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Format of weights and activations; auto is bf16 on a GPU, fp32 on a CPU."""
+    parent_in: Literal["memory", "disk"] = "memory"
+    """Where the parent's layers are while they are ranked and the library is built: all in memory, or read one at a time."""
     sequence: int = 128
     """Tokens of one training or scoring sequence."""
     rank_tokens: int = 16_384
@@ -69,13 +71,16 @@ class PuzzleConfig:
     """Local search on true KL."""
     heal: HealConfig = field(default_factory=lambda: HealConfig(tokens=65_536, batch=4))
     """Distillation of the whole child."""
+    rounds: int = 1
+    """Times to solve and heal: after each but the last, blocks are scored anew around the healed child. They share the tokens
+    of healing evenly."""
     baselines: bool = False
     """Also build, heal and measure uniform, depth-dropping, greedy and random children at the same budget."""
     seed: int = 0
     """Of the order of the text and of the random baseline; local, polish and heal have seeds of their own."""
 
     def __post_init__(self) -> None:
-        least = {"sequence": 2, "score_sequences": 1, "solutions": 1, "rank_tokens": 1, "local_tokens": 1}
+        least = {"sequence": 2, "score_sequences": 1, "solutions": 1, "rank_tokens": 1, "local_tokens": 1, "rounds": 1}
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
                 raise BadData(f"{name} must be at least {smallest}, got {getattr(self, name)}")

@@ -25,7 +25,7 @@ from befit.puzzle.config import PuzzleConfig
 from befit.puzzle.score import load_task
 from befit.rundir import Run, digest, read_tensors, write_tensors
 
-REDONE = ("budget", "baselines", "solutions", "polish", "heal", "batches", "out")
+REDONE = ("parent_in", "budget", "baselines", "solutions", "polish", "heal", "rounds", "batches", "out")
 """Settings that may change in an existing run directory, because no finished stage depends on them alone."""
 
 
@@ -140,7 +140,9 @@ class Job:
             run = Run(folder=config.out)
             if team.main:
                 run = Run.open(config.out, config.to_json(), may_change=REDONE)
-        parent = load_parent(config.parent, device=device.kind, dtype=DTYPES[dtype])
+        parent = load_parent(
+            config.parent, device=device.kind, dtype=DTYPES[dtype], streamed=config.parent_in == "disk"
+        )
         blocks = text_stage(run, team, config, parent)
         job = Job(
             config=config,

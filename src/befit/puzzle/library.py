@@ -7,6 +7,7 @@ tensors, the others come from their layer's file.
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from befit.arch.decoder import DecoderArch, NoOp, Variant
 from befit.arch.decoder_space import DecoderSpace
-from befit.lm.child import adopt, build, config_for, half
+from befit.lm.child import adopt, arch_of, build, config_for, half
 from befit.lm.family import Family
 from befit.lm.modeling_befit import BefitForCausalLM, BefitLayer
 from befit.lm.slice import KINDS, halves
@@ -33,7 +34,21 @@ class Library:
     """Where the parent's parts are."""
     folder: Path
     """Holds `layer_000.safetensors`, ...; tensor names are `attention/kv2/self_attn.q_proj.weight` and so on."""
+    key: str = ""
+    """Names what is in it, for the stages that use it."""
+    healed: BefitForCausalLM | None = None
+    """A child that an earlier round has healed: its blocks stand for the variants it is made of, the others stay as they were."""
     loaded: dict[int, dict[str, Tensor]] = field(default_factory=dict, repr=False)
+
+    @property
+    def start(self) -> BefitForCausalLM:
+        """The network in which single blocks are replaced: the parent, or the healed child."""
+        return self.parent if self.healed is None else self.healed
+
+    @cached_property
+    def around(self) -> DecoderArch:
+        """What that network is."""
+        return self.space.shape.arch if self.healed is None else arch_of(self.healed.config)
 
     def file(self, layer: int) -> Path:
         """Where a layer's variants lie."""
@@ -52,8 +67,10 @@ class Library:
         """The weights of one variant, named relative to its layer; the parent's own are shared, not copied."""
         if isinstance(variant, NoOp):
             return {}
-        if variant == self.own(layer, kind):
-            named = self.parent.model.layers[layer].state_dict()
+        there = self.around.blocks[layer]
+        is_there = variant == (there.attention if kind == "attention" else there.ffn)
+        if is_there or variant == self.own(layer, kind):
+            named = (self.start if is_there else self.parent).model.layers[layer].state_dict()
             return {name: t for name, t in named.items() if name.startswith(halves(self.family, kind))}
         if layer not in self.loaded:
             self.loaded[layer] = self._read(layer)
@@ -79,7 +96,7 @@ class Library:
     def compose(self, arch: DecoderArch) -> BefitForCausalLM:
         """The same for any combination that has weights, legal for the target or not: for measuring quality."""
         model = build(config_for(self.parent.config, arch), dtype=self.parent.dtype)
-        named = {name: t for name, t in self.parent.state_dict().items() if not name.startswith("model.layers.")}
+        named = {name: t for name, t in self.start.state_dict().items() if not name.startswith("model.layers.")}
         for layer, block in enumerate(arch.blocks):
             for kind, variant in zip(KINDS, (block.attention, block.ffn), strict=True):
                 for name, tensor in self.tensors(layer, kind, variant).items():

@@ -6,22 +6,26 @@ Every stage is stored under a key made from all that went into it. A run that wa
 another budget reads everything up to the scores and the cost table and starts at the solver.
 
 Under `accelerate launch` several processes share the layers of the library and the batches of the scores, and heal together;
-everything else the main one does alone (`befit.lm.team`).
+everything else the main one does alone (`befit.lm.team`). With `--rounds`, blocks are scored again around the healed child,
+with the same library, and solving goes on from there.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from befit.arch.decoder import DecoderArch
 from befit.cost.latency import Latency, LatencyTable
 from befit.cost.workload import Workload
 from befit.lm.child import save
 from befit.lm.data import digest as tensor_digest
+from befit.lm.finished import note_healed
 from befit.lm.modeling_befit import BefitForCausalLM
 from befit.lm.quality import Quality, evaluate
 from befit.lm.rank import Ranking, rank
+from befit.lm.shards import whole
 from befit.lm.sort import sort
 from befit.lm.team import Team
 from befit.lm.timing import measure_models, measure_table, table_key
@@ -29,7 +33,7 @@ from befit.progress import Progress, silent
 from befit.puzzle import baselines
 from befit.puzzle.choose import TIMED, Chooser, Chosen, affordable
 from befit.puzzle.config import PuzzleConfig
-from befit.puzzle.heal import HealResult, heal
+from befit.puzzle.heal import HealConfig, HealResult, heal
 from befit.puzzle.job import Job
 from befit.puzzle.library import Library, free
 from befit.puzzle.local import build_library, library_errors
@@ -38,6 +42,9 @@ from befit.puzzle.prices import Prices
 from befit.puzzle.record import Findings, record
 from befit.puzzle.score import Scores, load_task, score_batches, score_task, scores_of
 from befit.rundir import digest, read_json, read_tensors, replacing_folder, write_json, write_tensors
+
+ROUND = "round"
+"""In the names of stages that `--rounds` repeats."""
 
 
 def puzzle(config: PuzzleConfig, *, progress: Progress = silent) -> dict[str, Any]:
@@ -58,11 +65,17 @@ def _puzzle(job: Job) -> dict[str, Any]:
     prices = {batch: price_stage(job, library.parent.config, batch) for batch in job.batches}
     chosen = choose_stage(job, library, scores, prices)
     rivals = rival_stage(job, library, scores, prices[chosen.batch], chosen, ranking)
-    archs = {"child": chosen.arch, **rivals}
-    healed = {name: heal_stage(job, library, name, arch) for name, arch in archs.items()}
-    results = evaluate_stage(job, library, archs, healed, chosen.batch)
+    rounds = [Made(library, chosen.arch)]
+    for number in range(2, job.config.rounds + 1):
+        around = around_stage(job, rounds[-1], number)
+        chosen = choose_stage(job, around, score_stage(job, around, number), prices, number)
+        rounds.append(Made(around, chosen.arch))
+    made = {"child": rounds[-1]} | {name: Made(library, arch) for name, arch in rivals.items()}
+    healed = {name: heal_stage(job, name, one) for name, one in made.items()}
+    results = evaluate_stage(job, made, healed, chosen.batch)
     with job.team.first():
         if job.team.main:
+            archs = {name: one.arch for name, one in made.items()}
             record(Findings(job, library, ranking, scores, prices, chosen, archs, results, healed["child"][1]))
     return read_json(job.run.folder / "summary.json")
 
@@ -71,6 +84,13 @@ def measure_only(config: PuzzleConfig, *, progress: Progress = silent) -> Prices
     """Measure, or read, the cost table of a parent on this device, and nothing else."""
     job = Job.open(config, Team(), progress)
     return price_stage(job, job.parent.model.config, job.workload.batch)
+
+
+class Made(NamedTuple):
+    """A child and what it is assembled from."""
+
+    library: Library
+    arch: DecoderArch
 
 
 def rank_stage(job: Job) -> Ranking:
@@ -95,6 +115,7 @@ def library_stage(job: Job, ranking: Ranking) -> Library:
         space=job.space,
         family=job.parent.family,
         folder=job.run.folder / "stages" / f"library-{job.library_key}",
+        key=job.library_key,
     )
 
     def work(_folder: Path) -> None:
@@ -105,11 +126,12 @@ def library_stage(job: Job, ranking: Ranking) -> Library:
         write_json(folder / "errors.json", {str(layer): table for layer, table in library_errors(library).items()})
 
     job.team.shared_stage(job.run, "library", job.library_key, work, finish)
+    whole(library.parent)  # From here on children share its tensors.
     return library
 
 
-def score_stage(job: Job, library: Library) -> Scores:
-    """The quality each replacement costs."""
+def score_stage(job: Job, library: Library, number: int = 1) -> Scores:
+    """The quality each replacement costs, in round `number`."""
     config = job.config
 
     rows, by_task = job.score_rows, config.score.metric.startswith("task:")
@@ -122,11 +144,11 @@ def score_stage(job: Job, library: Library) -> Scores:
         if by_task:
             found = score_task(library, load_task(config.score.metric), progress=job.progress)
         else:
-            found = scores_of(job.space, rows, config.score, folder)
+            found = scores_of(library, rows, config.score, folder)
         write_json(folder / "scores.json", found.to_json())
 
-    key = digest("score", job.library_key, repr(config.score), tensor_digest(rows))
-    folder = job.team.shared_stage(job.run, "score", key, work, finish)
+    key = digest("score", library.key, repr(config.score), tensor_digest(rows))
+    folder = job.team.shared_stage(job.run, _in_round("score", number), key, work, finish)
     return Scores.from_json(read_json(folder / "scores.json"))
 
 
@@ -147,7 +169,7 @@ def price_stage(job: Job, parent: Any, batch: int) -> Prices:
     )
 
 
-def choose_stage(job: Job, library: Library, scores: Scores, prices: Mapping[int, Prices]) -> Chosen:
+def choose_stage(job: Job, library: Library, scores: Scores, prices: Mapping[int, Prices], number: int = 1) -> Chosen:
     """Solve, polish on true KL, verify on the device."""
     config, true_kl = job.config, TrueKl(library, job.score_rows)
     timed = any(bound.cost in TIMED for bound in job.budget.bounds)
@@ -179,9 +201,9 @@ def choose_stage(job: Job, library: Library, scores: Scores, prices: Mapping[int
 
     tables = {batch: price.latency.to_json() for batch, price in prices.items()}
     key = digest(
-        "choose", job.library_key, scores.to_json(), tables, str(job.budget), repr(config.polish), config.solutions
+        "choose", library.key, scores.to_json(), tables, str(job.budget), repr(config.polish), config.solutions
     )
-    return Chosen.from_json(read_json(job.stage("choose", key, make) / "chosen.json"))
+    return Chosen.from_json(read_json(job.stage(_in_round("choose", number), key, make) / "chosen.json"))
 
 
 def rival_stage(
@@ -207,17 +229,25 @@ def rival_stage(
     return {name: DecoderArch.from_json(arch) for name, arch in read_json(folder / "rivals.json").items()}
 
 
-def heal_stage(job: Job, library: Library, name: str, arch: DecoderArch) -> tuple[BefitForCausalLM, HealResult]:
+def around_stage(job: Job, made: Made, number: int) -> Library:
+    """Heal the child of the round before for its share of the tokens; the library, with its blocks in it."""
+    child, _ = heal_stage(job, f"{ROUND} {number - 1}", made)
+    return replace(made.library, key=digest("around", _heal_key(job, made, ROUND)), healed=child)
+
+
+def heal_stage(job: Job, name: str, made: Made) -> tuple[BefitForCausalLM, HealResult]:
     """Distil a whole child from the parent; returns it healed, with the course of its loss."""
-    config, rows = job.config.heal, job.rows(job.config.heal.tokens)
+    library, arch = made
+    config, rows = _healing(job, name), job.rows(job.config.heal.tokens)
 
     def work(folder: Path) -> None:
         heal(free(library.assemble(arch)), library.parent, rows, config, folder, job.progress)
 
-    key = digest("heal", job.library_key, arch.to_json(), repr(config), tensor_digest(rows))
-    folder = job.team.shared_stage(job.run, f"heal {name}", key, work, lambda _: None)
+    folder = job.team.shared_stage(job.run, f"heal {name}", _heal_key(job, made, name), work, lambda _: None)
     child = free(library.assemble(arch))
     result = heal(child, library.parent, rows, config, folder)  # Done by now: this only reads.
+    if job.team.main and not name.startswith(ROUND):
+        note_healed(job.run.folder, name, folder)
     if name == "child" and job.team.main:
         with replacing_folder(job.run.folder / "child") as folder:
             save(child, folder, job.parent.tokenizer)
@@ -226,13 +256,12 @@ def heal_stage(job: Job, library: Library, name: str, arch: DecoderArch) -> tupl
 
 def evaluate_stage(
     job: Job,
-    library: Library,
-    archs: Mapping[str, DecoderArch],
+    made: Mapping[str, Made],
     healed: Mapping[str, tuple[BefitForCausalLM, HealResult]],
     batch: int,
 ) -> dict[str, Any]:
     """Loss, KL and measured times of parent, child and baselines, on text that chose nothing."""
-    parent, rows = library.parent, job.final_rows
+    parent, rows = made["child"].library.parent, job.final_rows
     workload = replace(job.workload, batch=batch)
 
     def make(folder: Path) -> None:
@@ -241,7 +270,9 @@ def evaluate_stage(
         told: dict[str, Any] = {}
         for name in job.progress(list(models), "evaluate", len(models)):
             quality = evaluate(models[name], rows, parent)
-            before = quality if name == "parent" else evaluate(library.assemble(archs[name]), rows, parent)
+            before = (
+                quality if name == "parent" else evaluate(made[name].library.assemble(made[name].arch), rows, parent)
+            )
             told[name] = _told(quality, before, times[name])
         at_base = times
         if workload != job.workload:
@@ -249,9 +280,27 @@ def evaluate_stage(
         base = _told_time(at_base["parent"])
         write_json(folder / "results.json", {"models": told, "parent_at_base": base})
 
-    made = {name: arch.to_json() for name, arch in archs.items()}, repr(job.config.heal)
-    key = digest("evaluate", job.library_key, made, workload, job.device, tensor_digest(rows))
+    children = {name: one.arch.to_json() for name, one in made.items()}, repr(job.config.heal)
+    key = digest("evaluate", made["child"].library.key, children, workload, job.device, tensor_digest(rows))
     return read_json(job.stage("evaluate", key, make) / "results.json")
+
+
+def _healing(job: Job, name: str) -> HealConfig:
+    """How a child is healed: the rounds share the tokens that a baseline has for itself."""
+    config = job.config.heal
+    share = job.config.rounds if name == "child" or name.startswith(ROUND) else 1
+    return replace(config, tokens=math.ceil(config.tokens / share))
+
+
+def _heal_key(job: Job, made: Made, name: str) -> str:
+    """Names a healed child by all that made it."""
+    rows = tensor_digest(job.rows(job.config.heal.tokens))
+    return digest("heal", made.library.key, made.arch.to_json(), repr(_healing(job, name)), rows)
+
+
+def _in_round(name: str, number: int) -> str:
+    """A stage's name; in the first round it has no number."""
+    return name if number == 1 else f"{name} {ROUND} {number}"
 
 
 def with_measured(costs: Mapping[str, float], time: Latency, workload: Workload) -> dict[str, float]:

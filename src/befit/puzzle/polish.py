@@ -54,7 +54,7 @@ class TrueKl:
     def __init__(self, library: Library, tokens: Tensor, *, batch: int = 8) -> None:
         self.library = library
         self.batches = tokens.split(batch)
-        self.known: dict[DecoderArch, float] = {library.space.shape.arch: 0.0}
+        self.known: dict[DecoderArch, float] = {} if library.healed else {library.space.shape.arch: 0.0}
         self.keep = tokens.numel() * library.space.shape.vocab <= KEPT_TERMS
         self.terms: list[ParentTerms] = []
 

@@ -14,6 +14,7 @@ from befit.budget import Bound, Budget
 from befit.cost.count import Cost, attention_cost, block_cost, count, ffn_cost, fixed_cost
 from befit.cost.latency import Latency, LatencyTable
 from befit.cost.workload import Workload
+from befit.errors import Infeasible
 from befit.puzzle.score import Scores
 from befit.puzzle.solve import Option, Table, solve
 
@@ -63,6 +64,9 @@ class Prices:
         for block in arch.blocks:
             for name, value in self.block(block).items():
                 total[name] += value
+        waiting = max(0.0, self.latency.least_decode_ms - total["decode_ms"])
+        total["decode_ms"] += waiting
+        total["latency_ms"] += self.workload.generate * waiting
         return total | {"tokens_per_s": self.tokens_per_s(total["latency_ms"])}
 
     def tokens_per_s(self, latency_ms: float) -> float:
@@ -72,25 +76,33 @@ class Prices:
     def bounds(self, budget: Budget) -> tuple[Bound, ...]:
         """The absolute bounds of `budget` on costs that add up, and the rule that one layer must keep attention.
 
-        Throughput becomes latency at this batch.
+        Throughput becomes latency at this batch. Where the engine sets a least time for decode, latency is the larger of two
+        sums, and so bounds prefill as well. Raises `Infeasible` for a bound below that least time.
         """
-        linear = [ATTENTION]
+        linear, least = [ATTENTION], self.latency.least_decode_ms
         for bound in budget.bounds:
+            if bound.cost == "decode_ms" and least > bound.value:
+                raise Infeasible(
+                    f"no choice meets the budget: a step of decode takes the engine at least {least:.3g} ms with any model, "
+                    f"asked for at most {bound.value:.3g} ms. Allow more, or a smaller batch",
+                    binding="decode_ms",
+                    nearest={"decode_ms": least},
+                )
+            within = bound
             if bound.cost == "tokens_per_s":
-                limit = self.tokens_per_s(1.0) / bound.value
-                linear.append(Bound(cost="latency_ms", op="<=", value=limit))
-            else:
-                linear.append(bound)
+                within = Bound(cost="latency_ms", op="<=", value=self.tokens_per_s(1.0) / bound.value)
+            linear.append(within)
+            if within.cost == "latency_ms" and least:
+                linear.append(Bound(cost="prefill_ms", op="<=", value=within.value - self.workload.generate * least))
         return tuple(linear)
 
     def table(self, scores: Scores) -> Table:
         """One option for every legal block of every layer."""
-        own = self.space.shape.arch.blocks
         layers = []
         for layer in range(self.space.shape.layers):
             options = []
             for block in self.space.blocks(layer):
-                value = scores.block(layer, block, own[layer])
+                value = scores.block(layer, block)
                 options.append(Option(name=block.name, score=value, costs=self.block(block)))
             layers.append(tuple(options))
         return Table(layers=tuple(layers), fixed=self.fixed())

@@ -13,6 +13,7 @@ import transformers
 
 from befit.arch.decoder import DecoderArch, NoOp
 from befit.budget import Budget, human, word_of
+from befit.lm.finished import with_evaluation
 from befit.lm.rank import Ranking
 from befit.puzzle.choose import TIMED, Chosen, front
 from befit.puzzle.heal import HealResult
@@ -77,7 +78,7 @@ def record(found: Findings) -> dict[str, Any]:
     write_json(job.run.folder / "table.json", own.table(scores).to_json())
     write_json(job.run.folder / "parent_costs.json", base.arch(job.space.shape.arch))
     write_json(job.run.folder / "summary.json", summary)
-    write_report(summary, job.run.folder / "report.html")
+    write_report(with_evaluation(summary, job.run.folder), job.run.folder / "report.html")
     return summary
 
 
@@ -136,7 +137,7 @@ def _score_rows(job: Job, scores: Scores) -> list[dict[str, Any]]:
         attention = {v.name: type(own)(attention=v, ffn=own.ffn) for v in job.space.attention_variants(layer)}
         ffn = {v.name: type(own)(attention=own.attention, ffn=v) for v in job.space.ffn_variants(layer)}
         told = {
-            kind: {} if half == NoOp() else {name: scores.block(layer, block, own) for name, block in found.items()}
+            kind: {} if half == NoOp() else {name: scores.block(layer, block) for name, block in found.items()}
             for kind, half, found in (("attention", own.attention, attention), ("ffn", own.ffn, ffn))
         }
         rows.append(told | {"interaction": scores.interaction[layer]})
@@ -229,6 +230,11 @@ def _notes(job: Job, chosen: Chosen, results: Mapping[str, Any]) -> list[str]:
         notes.append(
             f"The scores of the child's layers add up to {chosen.kl_sum:.3g}; its true KL before healing is {chosen.kl:.3g}. "
             "The sum ranks candidates, it does not predict."
+        )
+    if (rounds := job.config.rounds) > 1:
+        notes.append(
+            f"Chosen and healed in {rounds} rounds, which shared the tokens of healing. Scores and front are those of the first; "
+            "the child before healing is the last one, made of blocks that earlier rounds have healed."
         )
     if job.config.baselines:
         absent = sorted({"uniform", "depth", "greedy", "random"} - set(results))

@@ -64,74 +64,93 @@ class ScoreConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Measured scores of every layer, by block name (`kv2+ffn512`); the parent's own block scores 0."""
+    """Measured scores of every layer, by block name (`kv2+ffn512`); a block that is replaced by itself scores 0."""
 
     layers: tuple[Table, ...]
     """All measured replacements, single and joint."""
     interaction: tuple[float, ...]
     """g of each layer; 0 adds the two scores."""
+    around: DecoderArch
+    """In which network a layer was replaced: the parent, or a healed child of an earlier round."""
+    base: float = 0.0
+    """That network's own distance from the parent."""
 
-    def block(self, layer: int, block: Block, own: Block) -> float:
+    def block(self, layer: int, block: Block) -> float:
         """The score of replacing a whole layer by `block`: measured if it was, else from its two halves."""
         measured = self.layers[layer]
-        if block == own:
+        if block == self.around.blocks[layer]:
             return 0.0
         if block.name in measured:
             return measured[block.name]
-        s_a, s_f = self.halves(layer, block, own)
+        s_a, s_f = self.halves(layer, block)
         return s_a + s_f + self.interaction[layer] * _geometric(s_a, s_f)
 
-    def halves(self, layer: int, block: Block, own: Block) -> tuple[float, float]:
+    def halves(self, layer: int, block: Block) -> tuple[float, float]:
         """The scores of the attention half and of the FFN half alone."""
-        measured = self.layers[layer]
+        measured, own = self.layers[layer], self.around.blocks[layer]
         alone = (Block(attention=block.attention, ffn=own.ffn), Block(attention=own.attention, ffn=block.ffn))
         s_a, s_f = (0.0 if b == own else measured[b.name] for b in alone)
         return s_a, s_f
 
-    def total(self, arch: DecoderArch, parent: DecoderArch) -> float:
+    def total(self, arch: DecoderArch) -> float:
         """The sum over layers: a ranking signal, not the child's KL."""
-        pairs = enumerate(zip(arch.blocks, parent.blocks, strict=True))
-        return math.fsum(self.block(i, block, own) for i, (block, own) in pairs)
+        return math.fsum([self.base, *(self.block(i, block) for i, block in enumerate(arch.blocks))])
 
     def to_json(self) -> dict[str, Any]:
         """For a stage folder."""
-        return {"layers": list(self.layers), "interaction": list(self.interaction)}
+        plain = {"layers": list(self.layers), "interaction": list(self.interaction), "base": self.base}
+        return plain | {"around": self.around.to_json()}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> "Scores":
         """What `to_json` gave."""
-        return Scores(layers=tuple(data["layers"]), interaction=tuple(data["interaction"]))
+        around = DecoderArch.from_json(data["around"])
+        return Scores(
+            **{**data, "layers": tuple(data["layers"]), "interaction": tuple(data["interaction"]), "around": around}
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """One batch as the parent sees it."""
+
+    ids: Tensor
+    """Tokens (B, T)."""
+    hidden: Tensor
+    """The parent's normed final states (B, T, D)."""
+    head: nn.Module
+    """The parent's, from states to logits."""
 
 
 class Metric(Protocol):
     """Compares final hidden states of children with the parent's, for one batch."""
 
-    def __call__(self, model: BefitForCausalLM, ids: Tensor, hidden: Tensor) -> Callable[[Tensor], Tensor]:
-        """From tokens (B, T) and the parent's normed final states (B, T, D), a function (R, B, T, D) -> (R, B)."""
+    def __call__(self, reference: Reference, head: nn.Module) -> Callable[[Tensor], Tensor]:
+        """A function from the states of children (R, B, T, D), all with one head, to their distances (R, B)."""
         ...
 
 
-def kl_metric(model: BefitForCausalLM, ids: Tensor, hidden: Tensor) -> Callable[[Tensor], Tensor]:
+def kl_metric(reference: Reference, head: nn.Module) -> Callable[[Tensor], Tensor]:
     """KL(parent || child), mean over tokens."""
-    del ids
-    terms = parent_terms(model.lm_head(hidden))
-    return lambda states: torch.stack([kl_given(terms, model.lm_head(one)) for one in states])
+    terms = parent_terms(reference.head(reference.hidden))
+    return lambda states: torch.stack([kl_given(terms, head(one)) for one in states])
 
 
-def loss_metric(model: BefitForCausalLM, ids: Tensor, hidden: Tensor) -> Callable[[Tensor], Tensor]:
+def loss_metric(reference: Reference, head: nn.Module) -> Callable[[Tensor], Tensor]:
     """Next-token loss of the child minus the parent's, mean over tokens."""
 
-    def loss(states: Tensor) -> Tensor:
-        logits = model.lm_head(states[:, :-1]).float().transpose(1, 2)
-        return nn.functional.cross_entropy(logits, ids[:, 1:], reduction="none").mean(1)
+    def loss(states: Tensor, head: nn.Module) -> Tensor:
+        logits = head(states[:, :-1]).float().transpose(1, 2)
+        return nn.functional.cross_entropy(logits, reference.ids[:, 1:], reduction="none").mean(1)
 
-    base = loss(hidden)
-    return lambda states: torch.stack([loss(one) - base for one in states])
+    base = loss(reference.hidden, reference.head)
+    return lambda states: torch.stack([loss(one, head) - base for one in states])
 
 
-def hidden_metric(model: BefitForCausalLM, ids: Tensor, hidden: Tensor) -> Callable[[Tensor], Tensor]:
+def hidden_metric(reference: Reference, head: nn.Module) -> Callable[[Tensor], Tensor]:
     """Squared error of the normed final hidden state over the parent's squared norm."""
-    del model, ids
+    del head
+    hidden = reference.hidden
     norm = hidden.float().square().sum((-1, -2))
     return lambda states: (states.float() - hidden.float()).square().sum((-1, -2)) / norm
 
@@ -149,7 +168,7 @@ def score(
 ) -> Scores:
     """Measure all replacements on token ids (N, T); batches finished earlier are read from `folder`."""
     score_batches(library, tokens, config, folder=folder, progress=progress)
-    return scores_of(library.space, tokens, config, folder)
+    return scores_of(library, tokens, config, folder)
 
 
 @torch.inference_mode()
@@ -163,27 +182,27 @@ def score_batches(
     progress: Progress = silent,
 ) -> None:
     """Measure all replacements on the batches that are `mine`, and leave a file for each; those that are there are kept."""
-    space, model = library.space, library.parent
-    plans = [_plan(space, layer, config) for layer in range(space.shape.layers)]
-    windows = {getattr(b.attention, "window", None) for plan in plans for b in plan}
+    plans = _plans(library.space, library.around, config)
+    here = (library.space.shape.arch.blocks, library.around.blocks, *plans)
+    windows = {getattr(block.attention, "window", None) for blocks in here for block in blocks}
     halves = _Halves(library)
     batches = [(number, ids) for number, ids in enumerate(tokens.split(config.batch)) if mine(number)]
     for number, ids in progress(batches, "score", len(batches)):
         record = _record(folder, number)
         if not record.exists():
-            sums = _score_batch(model, halves, plans, ids.to(model.device), windows, METRICS[config.metric])
+            sums = _score_batch(library, halves, plans, ids, windows, METRICS[config.metric])
             write_json(record, sums)
 
 
-def scores_of(space: DecoderSpace, tokens: Tensor, config: ScoreConfig, folder: Path) -> Scores:
-    """The mean over all batches that `score_batches` measured."""
+def scores_of(library: Library, tokens: Tensor, config: ScoreConfig, folder: Path) -> Scores:
+    """The mean over all batches that `score_batches` measured, less the distance of the network without a replacement."""
     measured = [read_json(_record(folder, number)) for number in range(math.ceil(len(tokens) / config.batch))]
+    base = math.fsum(one["base"] for one in measured) / len(tokens)
     layers = []
-    for layer in range(space.shape.layers):
-        sums = [one[layer] for one in measured]
-        names = [block.name for block in _plan(space, layer, config)]
-        layers.append({name: math.fsum(s[name] for s in sums) / len(tokens) for name in names})
-    return with_interaction(layers, space)
+    for layer, plan in enumerate(_plans(library.space, library.around, config)):
+        sums = [one["layers"][layer] for one in measured]
+        layers.append({b.name: math.fsum(s[b.name] for s in sums) / len(tokens) - base for b in plan})
+    return with_interaction(layers, library.space, library.around, base)
 
 
 def _record(folder: Path, number: int) -> Path:
@@ -196,15 +215,15 @@ def score_task(library: Library, task: Callable[[BefitForCausalLM], float], *, p
 
     Nothing of the parent's work can be reused, so this runs one whole child for each replacement.
     """
-    space, own = library.space, library.space.shape.arch
-    base = task(library.parent)
-    plans = [_plan(space, layer, ScoreConfig(joint="none")) for layer in range(space.shape.layers)]
+    own, parent = library.around, task(library.parent)
+    base = task(library.start) if library.start is not library.parent else parent
+    plans = _plans(library.space, own, ScoreConfig(joint="none"))
     jobs = [(layer, block) for layer, plan in enumerate(plans) for block in plan]
     layers: list[Table] = [{} for _ in plans]
     for layer, block in progress(jobs, "score", len(jobs)):
         blocks = (*own.blocks[:layer], block, *own.blocks[layer + 1 :])
         layers[layer][block.name] = task(library.compose(DecoderArch(blocks=blocks))) - base
-    return with_interaction(layers, space)
+    return with_interaction(layers, library.space, own, base - parent)
 
 
 def load_task(name: str) -> Any:
@@ -216,30 +235,34 @@ def load_task(name: str) -> Any:
         raise BadData(f"{name!r} cannot be imported ({error}); give task:MODULE:FUNCTION on the Python path") from error
 
 
-def with_interaction(layers: Iterable[Table], space: DecoderSpace) -> Scores:
+def with_interaction(layers: Iterable[Table], space: DecoderSpace, around: DecoderArch, base: float = 0.0) -> Scores:
     """Fit each layer's interaction g to its measured pairs by least squares through the origin."""
     tables, fitted = tuple(layers), []
+    plain = Scores(layers=tables, interaction=(0.0,) * len(tables), around=around)
     for layer, table in enumerate(tables):
-        own = space.shape.arch.blocks[layer]
-        plain = Scores(layers=tables, interaction=(0.0,) * len(tables))
+        own = around.blocks[layer]
         above = below = 0.0
         for block in space.blocks(layer):
             if block.name in table and block.attention != own.attention and block.ffn != own.ffn:
-                s_a, s_f = plain.halves(layer, block, own)
+                s_a, s_f = plain.halves(layer, block)
                 mean = _geometric(s_a, s_f)
                 above += (table[block.name] - s_a - s_f) * mean
                 below += mean * mean
         fitted.append(above / below if below > 0 else 0.0)
-    return Scores(layers=tables, interaction=tuple(fitted))
+    return Scores(layers=tables, interaction=tuple(fitted), around=around, base=base)
 
 
 def _geometric(s_a: float, s_f: float) -> float:
     return math.sqrt(max(s_a, 0.0) * max(s_f, 0.0))
 
 
-def _plan(space: DecoderSpace, layer: int, config: ScoreConfig) -> list[Block]:
-    """The replacements to measure: every variant alone, then pairs from mild to strong."""
-    own = space.shape.arch.blocks[layer]
+def _plans(space: DecoderSpace, around: DecoderArch, config: ScoreConfig) -> list[list[Block]]:
+    """For each layer the replacements to measure in the network `around` them."""
+    return [_plan(space, layer, own, config) for layer, own in enumerate(around.blocks)]
+
+
+def _plan(space: DecoderSpace, layer: int, own: Block, config: ScoreConfig) -> list[Block]:
+    """Every variant alone, then pairs from mild to strong."""
     attention = [a for a in space.attention_variants(layer) if a != own.attention]
     ffn = [f for f in space.ffn_variants(layer) if f != own.ffn]
     plan = [Block(attention=a, ffn=own.ffn) for a in attention] + [Block(attention=own.attention, ffn=f) for f in ffn]
@@ -268,20 +291,21 @@ class _Halves:
 
 
 def _score_batch(
-    model: BefitForCausalLM,
+    library: Library,
     halves: _Halves,
     plans: list[list[Block]],
     ids: Tensor,
     windows: set[int | None],
     metric: Metric,
-) -> list[Table]:
-    """For one batch (B, T), the sum over its sequences of every replacement's score, layer by layer."""
-    x = model.model.embed_tokens(ids)
-    context = model.model.begin(x, windows=windows)
-    inputs = [x]
-    for layer in model.model.layers:
-        inputs.append(layer(inputs[-1], context))
-    compare = metric(model, ids, model.model.norm(inputs[-1]))
+) -> dict[str, Any]:
+    """For one batch (B, T), the sum over its sequences of every replacement's distance, layer by layer, and of none's."""
+    model, parent = library.start, library.parent
+    ids = ids.to(model.device)
+    inputs, context = _inputs(model, ids, windows)
+    hidden = model.model.norm(inputs[-1])
+    own = hidden if model is parent else parent.model.norm(_inputs(parent, ids, windows)[0][-1])
+    compare = metric(Reference(ids=ids, hidden=own, head=parent.lm_head), model.lm_head)
+    base = 0.0 if model is parent else float(compare(hidden[None]).sum())
     room = CPU_LOGITS if ids.device.type == "cpu" else GPU_LOGITS
     at_once = max(1, room // (ids.numel() * model.config.vocab_size))
     sums = []
@@ -294,7 +318,16 @@ def _score_batch(
             values = compare(states).sum(1).tolist()
             table |= {block.name: v for block, v in zip(plan[start : start + at_once], values, strict=True)}
         sums.append(table)
-    return sums
+    return {"base": base, "layers": sums}
+
+
+def _inputs(model: BefitForCausalLM, ids: Tensor, windows: set[int | None]) -> tuple[list[Tensor], Context]:
+    """What every layer is given for tokens (B, T), and what the last one gives."""
+    inputs = [model.model.embed_tokens(ids)]
+    context = model.model.begin(inputs[0], windows=windows)
+    for layer in model.model.layers:
+        inputs.append(layer(inputs[-1], context))
+    return inputs, context
 
 
 def _replacements(halves: _Halves, index: int, plan: list[Block], x: Tensor, context: Context) -> list[Tensor]:
