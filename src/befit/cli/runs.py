@@ -8,6 +8,7 @@ from typing import Literal
 
 import tyro
 
+from befit.cli.evaluate import draw
 from befit.cli.images import cut_search, run_search
 from befit.cli.language import run_elastic, run_puzzle
 from befit.cli.propose import run_propose
@@ -102,12 +103,9 @@ def report_verb(arguments: Sequence[str]) -> None:
         Args:
             run: The run directory.
         """
-        from befit.report.page import write_report
-        from befit.rundir import read_json
-
         if not (run / "summary.json").is_file():
             raise RunConflict(f"{run} has no summary.json; finish the run first: befit resume {run}")
-        write_report(read_json(run / "summary.json"), run / "report.html")
+        draw(run)
         print(run / "report.html")
 
     tyro.cli(report, args=arguments, prog="befit report")

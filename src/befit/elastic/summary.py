@@ -17,6 +17,7 @@ from befit.elastic.nested import FOLDER, ROUTER, Nested
 from befit.elastic.record import Trained
 from befit.errors import Infeasible
 from befit.lm.depth import DepthRanking
+from befit.lm.finished import with_evaluation
 from befit.lm.rank import AxisRanking
 from befit.report.page import write_report
 from befit.rundir import befit_version, write_json
@@ -74,7 +75,7 @@ def record(found: Findings) -> dict[str, Any]:
         "notes": _notes(job, nested),
     }
     write_json(job.run.folder / "summary.json", summary)
-    write_report(summary, job.run.folder / "report.html")
+    write_report(with_evaluation(summary, job.run.folder), job.run.folder / "report.html")
     return summary
 
 

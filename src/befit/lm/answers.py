@@ -83,6 +83,26 @@ class Speaker:
             found |= dict(zip(part, told, strict=True))
         return [found[i] for i in range(len(pairs))]
 
+    def whole(self, texts: Sequence[str], *, progress: Progress = silent) -> list[Likelihood]:
+        """Of whole texts after the end-of-text token, in windows as long as the model has positions, each token once."""
+        pairs, owner = list[Pair](), list[int]()
+        for number, text in enumerate(texts):
+            before, ids = self.pair("", text)
+            size = self.room or len(ids)
+            for start in range(0, len(ids), size):
+                stop = min(start + size, len(ids))
+                # The last window begins early enough to be full, so that its tokens have a context as long as others have.
+                context = (*before, *ids[:start])[-max(1, size - (stop - start) + 1) :]
+                pairs.append((context, ids[start:stop]))
+                owner.append(number)
+        found = [Likelihood(total=0.0, tokens=0, greedy=True) for _ in texts]
+        for number, one in zip(owner, self.likelihoods(pairs, progress=progress), strict=True):
+            own = found[number]
+            found[number] = Likelihood(
+                total=own.total + one.total, tokens=own.tokens + one.tokens, greedy=own.greedy and one.greedy
+            )
+        return found
+
     @torch.inference_mode()
     def _batch(self, rows: Sequence[tuple[int, ...]], ends: Sequence[int]) -> list[Likelihood]:
         """Of the last `ends` tokens of each row, given those before them."""

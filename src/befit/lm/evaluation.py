@@ -76,9 +76,11 @@ def evaluate_all(
     """
     harness = None
     if config.foreign:
-        from befit.lm.harness import Harness
+        from befit.lm.harness import Asked, Harness
 
-        harness = Harness.open(config)
+        harness = Harness(
+            Asked(tasks=config.foreign, data=config.task_data, limit=config.limit, shots=config.shots, seed=config.seed)
+        )
     found = dict[str, dict[str, Measures]]()
     notes, asked = list[str](), dict[str, tuple[Item, ...]]()
     for contender in contenders:
@@ -90,7 +92,7 @@ def evaluate_all(
             for name, own in asked.items()
         }
         if harness is not None:
-            found[contender.name] |= harness.ask(speaker, progress)
+            found[contender.name] |= harness.ask(speaker, progress=progress)
         del speaker
     names = list(next(iter(found.values())))
     return {
@@ -182,3 +184,42 @@ def _able(measure: Measure) -> bool | None:
     if measure.chance is not None:
         return able(measure.values, measure.chance)
     return above_zero(measure.values) if measure.name == "gain" else None
+
+
+def table_rows(found: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The results for a terminal: for each task, way of judging and level, a row for each model."""
+    rows = list[dict[str, str]]()
+    for name, task in found["tasks"].items():
+        for measure, told in task["measures"].items():
+            chance = f", chance {told['chance']:.0%}" if told["chance"] else ""
+            about = measure if told["about"] == task["about"] else f"{measure}: {told['about']}"
+            rows += _shown(name, about + chance, told, told["chance"] is not None)
+            for kind, by in list(told["groups"].items())[:1]:
+                for label, own in by.items() if len(by) > 1 else ():
+                    rows += _shown("", f"{label} {kind}", own, told["chance"] is not None)
+    return rows
+
+
+def _shown(task: str, what: str, told: Mapping[str, Any], share: bool) -> list[dict[str, str]]:
+    rows = list[dict[str, str]]()
+    for model, own in told["models"].items():
+        told_value = _number(own["mean"], share) + _error(own["stderr"], share)
+        apart = own.get("difference")
+        row = {"task": "" if rows else task, "judged by": "" if rows else what, "model": model, "mean": told_value}
+        rows.append(row | {"minus the parent": _interval(apart, share) if apart else ""})
+        if told["parent_can"] is False:
+            return [row | {"minus the parent": "the parent can't do this"}]
+    return rows
+
+
+def _number(value: float, share: bool) -> str:
+    return f"{value:.1%}" if share else f"{value:.3f}"
+
+
+def _error(stderr: float | None, share: bool) -> str:
+    return "" if stderr is None else f" ±{_number(stderr, share)}"
+
+
+def _interval(apart: Mapping[str, Any], share: bool) -> str:
+    low, middle, high = (f"{apart[k]:+.1%}" if share else f"{apart[k]:+.3f}" for k in ("low", "mean", "high"))
+    return f"{middle} [{low}, {high}]"

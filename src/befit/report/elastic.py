@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from befit.report import budgets, frame, members, panel, rankings, tables, training
+from befit.report import abilities, budgets, frame, members, panel, rankings, tables, training
 from befit.report import quantities as q
 
 _MOST_TOLD = 3
@@ -43,6 +43,7 @@ def _sections(summary: Mapping[str, Any]) -> list[str]:
     quality = budgets.quality(summary) + budgets.numbers(summary)
     return [
         frame.section("", budgets.table(summary), _costs_in_words(summary)),
+        frame.section("Tasks", abilities.tasks(summary.get("evaluation")), abilities.CAPTION),
         frame.section("What to know", frame.notes(summary.get("notes")), ""),
         frame.section(
             "Which size fits?",

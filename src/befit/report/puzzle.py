@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from befit.report import architecture, canvas, figures, frame, heat_map, tables
+from befit.report import abilities, architecture, canvas, figures, frame, heat_map, tables
 from befit.report import quantities as q
 
 
@@ -62,6 +62,7 @@ def _sections(summary: Mapping[str, Any]) -> list[str]:
     return [
         frame.section("", tables.budget(summary.get("budget")), ""),
         frame.section("Parent, child and baselines", tables.comparison(summary), _kl_in_words(child)),
+        frame.section("Tasks", abilities.tasks(summary.get("evaluation")), abilities.CAPTION),
         frame.section("What to know", frame.notes(summary.get("notes")), ""),
         frame.section("The child, layer by layer", _architecture(summary), ""),
         frame.section("What each replacement costs in quality",
