@@ -38,13 +38,13 @@ _IGNORED = -100
 class DecoderConfig:
     """Sizes of a decoder of Llama's form."""
 
-    hidden: int = 128
+    hidden: int = 96
     """Width, a multiple of twice the heads."""
-    layers: int = 3
+    layers: int = 2
     """Layers, at least 1."""
     heads: int = 4
     """Attention heads, at least 1."""
-    ffn: int = 256
+    ffn: int = 192
     """Width of the feed-forward part, at least 1."""
     vocab: int = 1024
     """Most tokens, at least 300: the 256 bytes, the levels, the end, and pieces of lines."""

@@ -3,7 +3,7 @@
     grammar samples ─ warm-up (syntax) ─┐
     first proposals, from the grammar ──┴─ scored ─ levels ─ fine-tune ─ ask for the best level ─ scored ─ levels ─ …
 
-The warm-up teaches a decoder of about half a million weights, with random ones to start with, to write Python that builds: it
+The warm-up teaches a decoder of a quarter of a million weights, with random ones to start with, to write Python that builds: it
 reads unscored samples of the grammar. The first proposals of the run are samples too. After every `every` proposals a
 generation is made: the warm-up's weights are trained on all networks scored so far, each marked with its decile, the elites
 more often than the others and mixed with unscored samples, and asked for the best decile. That is the cross-entropy method
@@ -47,7 +47,7 @@ class LearnConfig:
     """Its sizes."""
     samples: int = 2000
     """Samples of the grammar in the warm-up, at least 1."""
-    warmup: Schedule = field(default_factory=lambda: Schedule(steps=400, batch=16, lr=5e-3))
+    warmup: Schedule = field(default_factory=lambda: Schedule(steps=600, batch=16, lr=8e-3))
     """Training on them."""
     every: int = 20
     """Proposals of a generation, at least 1; those of the first are the grammar's."""

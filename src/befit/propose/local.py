@@ -44,7 +44,7 @@ class LocalModel:
     def complete(self, request: Request) -> Completion:
         """Draw an answer. One that does not fit into the context beside the prompt is cut off there."""
         begin = time.perf_counter()
-        prompt = self._prompt(request.messages).to(self.model.device)
+        prompt = self.prompt(request.messages).to(self.model.device)
         read = prompt.shape[1]
         room = self._context() - read
         if room < 1:
@@ -68,7 +68,7 @@ class LocalModel:
             price=self.price.of(read, len(drawn)) if self.price else None,
         )
 
-    def _prompt(self, messages: Sequence[Message]) -> Tensor:
+    def prompt(self, messages: Sequence[Message]) -> Tensor:
         """Token ids (1, T) of a conversation."""
         if not self.tokenizer.chat_template:
             text = "\n\n".join(one.content for one in messages) + "\n\n"
