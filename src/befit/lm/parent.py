@@ -7,14 +7,16 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from befit.arch.decoder import DecoderShape
 from befit.errors import UnsupportedModel
-from befit.lm.child import from_parent
+from befit.lm.child import adopt, build, config_for, from_parent
 from befit.lm.families import family_of
 from befit.lm.family import Family
 from befit.lm.modeling_befit import BefitForCausalLM
+from befit.lm.shards import LAYERS, Shards, StreamedLayers
 
 EMBEDDED = Path(__file__).parent.parent / "assets" / "parent"
 """The small Llama that ships with befit, with its tokenizer."""
@@ -79,8 +81,8 @@ def read_config(folder: Path) -> Any:
     return config
 
 
-def load_parent(source: str | None, *, device: str, dtype: torch.dtype) -> Parent:
-    """Load a parent's weights and tokenizer.
+def load_parent(source: str | None, *, device: str, dtype: torch.dtype, streamed: bool = False) -> Parent:
+    """Load a parent's weights and tokenizer, tensor by tensor; if `streamed`, its layers stay in their files until used.
 
     Raises `UnsupportedModel` for another family, a quantised checkpoint, missing weights or a missing tokenizer.
     """
@@ -88,15 +90,52 @@ def load_parent(source: str | None, *, device: str, dtype: torch.dtype) -> Paren
     config = read_config(folder)
     family = family_of(config)
     tokenizer = _tokenizer(folder)
-    original = _weights(folder, dtype).to(device)
+    shape = family.describe(config)
+    model = _direct(folder, config, shape, device, dtype, streamed)
+    if model is None:
+        if streamed:
+            raise UnsupportedModel(
+                f"the tensors in {folder} do not have the names that their layers go by, so they cannot be read layer by "
+                "layer; save the parent anew with transformers' save_pretrained, or keep it in memory"
+            )
+        model = from_parent(_weights(folder, dtype).to(device))
     return Parent(
         name=source or "befit's embedded parent",
-        model=from_parent(original),
+        model=model,
         tokenizer=tokenizer,
-        shape=family.describe(config),
+        shape=shape,
         family=family,
         digest=_digest(folder),
     )
+
+
+def _direct(
+    folder: Path, config: Any, shape: DecoderShape, device: str, dtype: torch.dtype, streamed: bool
+) -> BefitForCausalLM | None:
+    """The parent from its files, each tensor straight to its place; None if they do not hold exactly what it needs.
+
+    That is left to transformers, which knows older names, and tells what is missing.
+    """
+    config.dtype = dtype
+    model = build(config_for(config, shape.arch), dtype=dtype)
+    shards = Shards(folder)
+    needed = {name for name, _ in model.named_parameters()}  # tied weights have one name
+    if needed != shards.names - set(model._tied_weights_keys if shape.tied else ()):
+        return None
+    kept = {name for name in needed if not (streamed and name.startswith(LAYERS))}
+    tensors = shards.read(sorted(kept), device, dtype)
+    if streamed:
+        layers = StreamedLayers(model.model.layers, shards, device, dtype)
+        model.model.layers = nn.ModuleList()
+        adopt(model, tensors)
+        model.model.layers = layers
+    else:
+        adopt(model, tensors)
+    told = (folder / "generation_config.json").is_file()
+    model.generation_config = (
+        GenerationConfig.from_pretrained(folder) if told else GenerationConfig.from_model_config(config)
+    )
+    return model
 
 
 def _weights(folder: Path, dtype: torch.dtype) -> Any:

@@ -195,26 +195,31 @@ def rank(
     batch: int = 8,
     progress: Progress = silent,
 ) -> Ranking:
-    """Rank a parent on token ids (N, T). The model is not changed."""
-    layers = model.model.layers
+    """Rank a parent on token ids (N, T). The model is not changed.
+
+    Layer by layer, all tokens through one before the next, so that layers which are read from files are read once; between
+    layers the hidden states wait on the CPU.
+    """
+    layers, parts = model.model.layers, list(model.model.layers)
     sums = {key: _Sum(size) for key, (_, size) in _watched(shape, family).items()}
-    seers = {layers[i].get_submodule(name): sums[axis, i] for (axis, i), (name, _) in _watched(shape, family).items()}
-    influence, seen = [0.0] * len(layers), 0
-    embed, batches = model.get_submodule(family.embedding), tokens.split(batch)
+    seers = {parts[i].get_submodule(name): sums[axis, i] for (axis, i), (name, _) in _watched(shape, family).items()}
+    influence, seen, device = [0.0] * len(layers), tokens.numel(), model.device
+    embed = model.get_submodule(family.embedding)
+    states = [embed(ids.to(device)).cpu() for ids in tokens.split(batch)]
+    context = model.model.begin(states[0][:1].to(device))
+    found: dict[tuple[str, int], Tensor] = {}
     with _inputs_seen(seers):
-        for ids in progress(batches, "rank", len(batches)):
-            x = embed(ids.to(model.device))
-            context = model.model.begin(x)
-            for i, layer in enumerate(layers):
+        for i in progress(range(len(layers)), "rank", len(layers)):
+            layer = layers[i]
+            for number, state in enumerate(states):
+                x = state.to(device)
                 after = layer(x, context)
                 cosine = nn.functional.cosine_similarity(x.float(), after.float(), dim=-1)
                 influence[i] += float((1 - cosine).sum())
-                x = after
-            seen += ids.numel()
-    found = {key: each.total / seen for key, each in sums.items()}
-    for (axis, i), importance in found.items():
-        if axis == "neurons":
-            importance.mul_(layers[i].get_parameter(f"{family.down}.weight").float().norm(dim=0).cpu())
+                states[number] = after.cpu()
+            found |= {key: each.total / seen for key, each in sums.items() if key[1] == i}
+            if ("neurons", i) in found:
+                found["neurons", i] *= layer.get_parameter(f"{family.down}.weight").float().norm(dim=0).cpu()
 
     def every(axis: str) -> tuple[Tensor, ...]:
         return tuple(found.get((axis, i), torch.zeros(0)) for i in range(len(layers)))

@@ -22,6 +22,7 @@ from befit.lm.family import Family
 from befit.lm.modeling_befit import BefitForCausalLM
 from befit.lm.prefix import PARTS, layout
 from befit.lm.rank import AxisRanking, Ranking
+from befit.lm.shards import StreamedLayers
 
 Orders = Mapping[str, Tensor]
 """Axis of `layout` -> position -> which old entry stands there now. An axis that is not named stays as it is."""
@@ -66,7 +67,10 @@ def sort_weights(
 
 @torch.no_grad()
 def sort(model: BefitForCausalLM, shape: DecoderShape, family: Family, ranking: Ranking) -> None:
-    """Permute every layer of `model` in place by `ranking`; logits stay the same up to rounding."""
+    """Permute every layer of `model` in place by `ranking`; logits stay the same up to rounding.
+
+    Layers that are read from files (`befit.lm.shards`) are permuted as they are read.
+    """
     none = (torch.zeros(0),) * shape.layers
     known = AxisRanking(
         hidden=none[0],
@@ -79,8 +83,13 @@ def sort(model: BefitForCausalLM, shape: DecoderShape, family: Family, ranking: 
         channels=none,
         state=none,
     )
+    orders = _orders(shape, known)
+    if isinstance(layers := model.model.layers, StreamedLayers):
+        layers.sorter = lambda _, tensors: tensors | dict(_permuted(tensors, shape, family, orders))
+        layers.close()  # it was read in the old order
+        return
     weights = dict(model.named_parameters())
-    for name, moved in _permuted(weights, shape, family, _orders(shape, known)):
+    for name, moved in _permuted(weights, shape, family, orders):
         if moved is not weights[name]:
             weights[name].copy_(moved)
 
@@ -111,8 +120,10 @@ def _orders(shape: DecoderShape, ranking: AxisRanking) -> list[Orders]:
 def _permuted(
     weights: Mapping[str, Tensor], shape: DecoderShape, family: Family, orders: list[Orders]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of `layout` in its new order; the tensor itself where nothing moves."""
+    """Every tensor of `layout` that is among `weights`, in its new order; the tensor itself where nothing moves."""
     for name, axes in layout(shape, family).items():
+        if name not in weights:
+            continue
         number = name.removeprefix("model.layers.").partition(".")[0]
         own = orders[int(number) if number.isdecimal() else -1]
         tensor = weights[name]

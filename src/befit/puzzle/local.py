@@ -73,10 +73,12 @@ def build_library(
     parent, space, family = library.parent, library.space, library.family
     windows = {getattr(v, "window", None) for i in range(space.shape.layers) for v in space.attention_variants(i)}
     with torch.no_grad():
-        x = torch.cat([parent.model.embed_tokens(ids.to(parent.device)) for ids in tokens.split(64)])
-        context = parent.model.begin(x[:1], windows=windows)
+        device = parent.device
+        place = _place(tokens.numel() * parent.config.hidden_size * parent.dtype.itemsize, device)
+        x = torch.cat([parent.model.embed_tokens(ids.to(device)).to(place) for ids in tokens.split(64)])
+        context = parent.model.begin(x[:1].to(device), windows=windows)
     for index in progress(range(space.shape.layers), "library", space.shape.layers):
-        attended, after = _parent_outputs(parent.model.layers[index], x, context, config.batch)
+        attended, after = _parent_outputs(parent.model.layers[index], x, context, config.batch, device)
         record = _record(library, index)
         if mine(index) and not record.exists():
             weights = parent_layer(parent, index)
@@ -137,11 +139,11 @@ def _train(halves: Halves, activations: list[Tensor], context: Context, config: 
     steps = math.ceil(count / config.batch) * config.epochs
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_warm_cosine, steps=steps))
     order = torch.Generator().manual_seed(seed)
-    device = activations[0].device
+    device, place = parameters[0].device, activations[0].device
     for _ in range(config.epochs):
         for rows in torch.randperm(count, generator=order).split(config.batch):
             with mixed(device):
-                losses = _losses(halves, [a[rows.to(device)] for a in activations], context)
+                losses = _losses(halves, [a[rows.to(place)].to(device) for a in activations], context)
             optimizer.zero_grad(set_to_none=True)
             torch.stack(list(losses.values())).sum().backward()
             optimizer.step()
@@ -168,16 +170,31 @@ def _errors(
 ) -> dict[tuple[str, Variant], float]:
     totals: dict[tuple[str, Variant], float] = dict.fromkeys(halves, 0.0)
     pieces = list(zip(*(a.split(batch) for a in activations), strict=True))
-    for piece in pieces:
-        for key, loss in _losses(halves, list(piece), context).items():
+    devices = [parameter.device for module in halves.values() for parameter in module.parameters()]
+    for piece in pieces if devices else []:
+        for key, loss in _losses(halves, [a.to(devices[0]) for a in piece], context).items():
             totals[key] += float(loss) / len(pieces)
     return totals
 
 
 @torch.no_grad()
-def _parent_outputs(layer: BefitLayer, x: Tensor, context: Context, batch: int) -> tuple[Tensor, Tensor]:
-    attended = torch.cat([layer.attend(part, context) for part in x.split(batch)])
-    return attended, torch.cat([layer.feed(part) for part in attended.split(batch)])
+def _parent_outputs(
+    layer: BefitLayer, x: Tensor, context: Context, batch: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """What both sub-blocks give, kept where `x` is and computed on `device`."""
+    attended, after = torch.empty_like(x), torch.empty_like(x)
+    for place in torch.arange(len(x)).split(batch):
+        rows = slice(int(place[0]), int(place[-1]) + 1)
+        attended[rows] = middle = layer.attend(x[rows].to(device), context)
+        after[rows] = layer.feed(middle)
+    return attended, after
+
+
+def _place(size: int, device: torch.device) -> torch.device:
+    """Where a layer's inputs and both outputs, each of `size` bytes, wait: on a GPU if they take at most half of what is free."""
+    if device.type == "cuda" and 3 * size > torch.cuda.mem_get_info(device)[0] // 2:
+        return torch.device("cpu")
+    return device
 
 
 def _halves(

@@ -13,7 +13,7 @@ import torch
 
 from befit.arch.decoder import Ffn, NoOp
 from befit.budget import Budget, human
-from befit.cost.count import attention_cost, count, ffn_cost
+from befit.cost.count import attention_cost, block_cost, count, ffn_cost
 from befit.cost.device import Device, this_device
 from befit.cost.formats import BYTES
 from befit.cost.named_devices import named_device
@@ -171,13 +171,17 @@ def _steps(config: PuzzleConfig, asked: Asked, dtype: str) -> list[Step]:
     tokens = config.score_sequences * config.sequence
     children = 1 + (4 if config.baselines else 0)
     largest = max(p for p, _ in layers)
+    resident = weights
+    if config.parent_in == "disk":  # embedding and head, the largest layer, and its copy
+        own = [block_cost(shape, block, one).params for block in shape.arch.blocks]
+        resident = (parent.params - sum(own) + 2 * max(own)) * width
     return [
-        Step(name="rank", flops=forward * config.rank_tokens, memory_bytes=weights),
+        Step(name="rank", flops=forward * config.rank_tokens, memory_bytes=resident),
         Step(
             name="library",
             flops=config.local_tokens * (forward + 3 * config.local.epochs * variants),
             disk_bytes=stored * width,
-            memory_bytes=weights + activations + largest * ADAM_BYTES,
+            memory_bytes=resident + activations + largest * ADAM_BYTES,
         ),
         Step(name="score", flops=tokens * forward * (1 + replaced / 2), memory_bytes=weights + stored * width),
         _measure_step(config, asked, dtype),
