@@ -48,8 +48,6 @@ class PuzzleConfig:
     """Format of weights and activations; auto is bf16 on a GPU, fp32 on a CPU."""
     parent_in: Literal["memory", "disk"] = "memory"
     """Where the parent's layers are while they are ranked and the library is built: all in memory, or read one at a time."""
-    parent_in: Literal["memory", "disk"] = "memory"
-    """Where the parent's layers are while they are ranked and the library is built: all in memory, or read one at a time."""
     sequence: int = 128
     """Tokens of one training or scoring sequence."""
     rank_tokens: int = 16_384
