@@ -30,7 +30,10 @@ def alike(rows: Sequence[Proposal], *, most: int = MOST, shown: int = SHOWN) -> 
     trained = sorted((row for row in rows if is_trained(row)), key=lambda row: (-(row.accuracy or 0), row.key))
     known = [(row, found) for row in trained[:most] if (found := _runs(row.source)) is not None]
     near = {pair: similarity(known[pair[0]][1], known[pair[1]][1]) for pair in combinations(range(len(known)), 2)}
-    closest = [max((value for pair, value in near.items() if at in pair), default=0.0) for at in range(len(known))]
+    closest = [0.0] * len(known)
+    for pair, value in near.items():
+        for at in pair:
+            closest[at] = max(closest[at], value)
     first = range(min(shown, len(known)))
     return {
         "networks": len(known),

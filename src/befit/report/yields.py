@@ -159,7 +159,7 @@ def _summed(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         **{name: total(name) or None for name in ("prompt_tokens", "completion_tokens")},  # not told, or no model
         **{name: total(name) for name in ("call_seconds", "gate_seconds", "train_seconds")},
         **{
-            "price": price,
+            "price": price or None,
             "unique": new,
             "one_tokens": q.ratio(tokens or None, new),
             "one_seconds": q.ratio(seconds, new),
