@@ -28,6 +28,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from befit.errors import BadProposal
+from befit.propose.shapes import Shapes
 
 _COMMUTATIVE = {"add.Tensor", "mul.Tensor", "maximum.default", "minimum.default"}
 _SHAPED_BY_RESULT = {
@@ -139,6 +140,11 @@ class Tracing:
         self._texts.append(_written([self._tracer.node(one) for one in found]))
         return output
 
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of what `forward` gave in training."""
+        with self._tracer.shapes:
+            loss.backward()
+
     @property
     def looked(self) -> str:
         """The operator by which a forward pass looked at numbers, which leaves the network without a graph; or empty."""
@@ -192,6 +198,7 @@ class _Tracer(TorchDispatchMode):
         self._forward = False
         self.looked = ""
         self.flops = 0
+        self.shapes = Shapes()
 
     def begin(self, module: nn.Module, images: Tensor) -> None:
         """A forward pass begins: parameters and the images are leaves, whatever made them."""
@@ -238,10 +245,8 @@ class _Tracer(TorchDispatchMode):
             if any(one.is_meta for one in tree_leaves(args) if isinstance(one, Tensor)):
                 raise BadProposal(f"the network looks at numbers ({name}) on the meta device", reason="values")
         takes = tuple(self.node(one) for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor))
-        with (
-            torch._C.DisableTorchFunction()
-        ):  # what PyTorch computes shapes by is not the network's, and slow to look at
-            result = func(*args, **kwargs)
+        with torch._C.DisableTorchFunction():  # how PyTorch finds shapes is not the network's, and slow to look at
+            result = self.shapes.run(func, args, kwargs)
         if func.overloadpacket in flop_registry:
             self.flops += flop_registry[func.overloadpacket](*args, **kwargs, out_val=result)
         self._time += 1

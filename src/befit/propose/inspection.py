@@ -61,7 +61,7 @@ def _inspected(build: Maker, in_shape: tuple[int, ...], classes: int, device: to
     flops = tracing.flops // trained[0]
     if not logits.requires_grad:
         raise TrialFailed("no parameter has a part in the output, so there is nothing to train", reason="invalid")
-    logits.sum().backward()
+    tracing.backward(logits.sum())
     _checked(tracing.forward(network, evaluated, training=False), (evaluated[0], classes))
     params = sum(one.numel() for one in network.parameters())
     return {"params": params, "flops": flops, "graph": "" if tracing.looked else tracing.key}
