@@ -14,7 +14,7 @@ from befit.propose.lora import RECORD, Asked, TuneConfig, Tuned
 from befit.propose.models import Message, Request, script
 from tiny_chat import tiny_chat, tiny_tokenizer
 
-GOOD = "class Net: a\n"
+GOOD = "```python\nclass Net: a\n```"
 CONFIG = TuneConfig(every=4, elite=0.25, passes=60, lr=2e-2, rank=8)
 
 
@@ -33,26 +33,27 @@ def tuned(config: TuneConfig = CONFIG, seed: int = 0) -> Tuned:
     return Tuned(LocalModel(weights, tiny_tokenizer(), label="tiny"), config, seed=seed)
 
 
-def rows(best: str = GOOD) -> list[Scored]:
-    texts = ["class Net: b\n", best, "class Net: c\n", "class Net: d\n"]
+def rows(best: int = 1) -> list[Scored]:
     return [
-        Scored(number=number, key=str(number), text=text, dataset="d", accuracy=0.9 if number == 1 else 0.5)
-        for number, text in enumerate(texts)
+        Scored(number=number, key=str(number), text="", dataset="d", accuracy=0.9 if number == best else 0.5)
+        for number in range(4)
     ]
 
 
-def asked(proposer: Tuned, folder: Path) -> None:
+def asked(folder: Path) -> None:
+    """Four proposals, of which the second is the best."""
+    said = script("b", GOOD, "c", "d")
     for number in range(4):
-        proposer.model(number, [], folder).complete(request(number))
+        Asked(said, folder / "asked" / f"{number}.json").complete(request(number))
 
 
 def test_the_elites_answer_to_their_own_prompt_is_learned_and_the_base_stays(tmp_path: Path) -> None:
     proposer = tuned()
-    asked(proposer, tmp_path)
+    asked(tmp_path)
     before = {name: weight.clone() for name, weight in proposer.base.model.state_dict().items()}
     plain = proposer.model(0, [], tmp_path).complete(request(1)).text
     model = proposer.model(4, rows(), tmp_path)
-    assert model.complete(request(1)).text == "```python\nclass Net:\n    a\n```"
+    assert model.complete(request(1)).text == GOOD
     told = json.loads((tmp_path / "generation-1" / RECORD).read_text())
     assert told["elites"] == 1 and told["loss"][-1] < 1.0 and told["loss"][0] > 4.0
     proposer.close()
@@ -66,7 +67,7 @@ def test_a_resumed_run_reads_its_adapter_and_another_row_makes_another(
 ) -> None:
     quick = replace(CONFIG, passes=2)
     proposer = tuned(quick)
-    asked(proposer, tmp_path)
+    asked(tmp_path)
     first = proposer.model(5, rows(), tmp_path)
     text = first.complete(request(9)).text
     fits, fit = count(), Tuned._fit
@@ -81,18 +82,19 @@ def test_a_resumed_run_reads_its_adapter_and_another_row_makes_another(
     later = [*rows(), Scored(number=4, key="4", text="x", dataset="d", accuracy=1.0)]
     resumed = again.model(7, later, tmp_path)
     assert (resumed.name, resumed.complete(request(9)).text, calls) == (first.name, text, [])
-    other = again.model(7, rows("class Net: e\n"), tmp_path)
+    other = again.model(7, rows(best=2), tmp_path)
     assert calls == [0] and other.name != first.name
-    assert again.model(7, rows("class Net: e\n"), tmp_path).name == other.name and calls == [0]
+    assert again.model(7, rows(best=2), tmp_path).name == other.name and calls == [0]
     assert tuned(quick).model(7, rows(), tmp_path).name == first.name, "made again, it is the same"
 
 
-def test_the_prompt_is_kept_once_and_is_no_part_of_what_is_learned(tmp_path: Path) -> None:
+def test_the_first_prompt_is_kept_with_the_last_answer_and_is_no_part_of_what_is_learned(tmp_path: Path) -> None:
     model = Asked(script("a", "b"), tmp_path / "asked" / "3.json")
     retry = Request(messages=(*request(3).messages, Message(role="user", content="again")))
     assert (model.complete(request(3)).text, model.complete(retry).text) == ("a", "b")
     kept = json.loads((tmp_path / "asked" / "3.json").read_text())
-    assert [one["content"] for one in kept] == ["s", "n3"] and model.name == "script"
+    assert [one["content"] for one in kept["prompt"]] == ["s", "n3"]
+    assert kept["answer"] == "b" and model.name == "script"
     proposer = tuned()
     row = proposer._encoded(request(3).messages, "xyz")
     assert row is not None

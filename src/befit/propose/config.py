@@ -12,6 +12,7 @@ from befit.errors import BadBudget, BadData
 from befit.propose.answer import Form
 from befit.propose.archive import ArchiveConfig, Pick, Selection
 from befit.propose.learned import LearnConfig
+from befit.propose.lora import TuneConfig
 from befit.propose.models import Price
 from befit.rundir import rebuilt
 from befit.vision.training import TrainConfig
@@ -103,6 +104,8 @@ class ProposeConfig:
     """Write the trained networks in LEMUR's form too, into lemur/ of the run."""
     learn: LearnConfig = field(default_factory=LearnConfig)
     """Of --llm learn."""
+    tune: TuneConfig = field(default_factory=TuneConfig)
+    """Of --llm lora:PATH."""
 
     def __post_init__(self) -> None:
         for name, least in (("proposals", 1), ("seeds", 1), ("notes", 0), ("max_tokens", 1), ("prompt_tokens", 1)):

@@ -1,9 +1,9 @@
 """A given language model, tuned during a run on its own best answers by low-rank adapters.
 
-After every `every` proposals a new adapter is trained on the elites so far: pairs of the prompt that was asked and the network
-that came of it, of which only the network is learned. The base model's weights stay as they are; an adapter (LoRA, Hu et al.
-2021, arXiv 2106.09685) adds to each linear layer a product of two thin matrices, the second of which begins as zeros. Tuning
-on what did well and asking again is expert iteration, the form of the cross-entropy method that models with a prompt allow.
+After every `every` proposals a new adapter is trained on the elites so far: pairs of the prompt that was asked and the answer
+that the network came from, of which only the answer is learned. The base model's weights stay as they are; an adapter (LoRA,
+Hu et al. 2021, arXiv 2106.09685) adds to each linear layer a product of two thin matrices, the second of which begins as zeros.
+Tuning on what did well and asking again is the form of the cross-entropy method that models with a prompt allow.
 
 Each generation starts from the base model and is a function of the seed, the configuration and the elites before it.
 """
@@ -26,7 +26,6 @@ from befit.propose.archive import Scored
 from befit.propose.elites import pupils
 from befit.propose.local import LocalModel
 from befit.propose.models import Completion, Message, Model, Request
-from befit.propose.prompt import fenced, stripped
 from befit.rundir import digest, read_json, replacing_folder, write_json
 
 RECORD = "tuned.json"
@@ -74,7 +73,7 @@ def _without_news() -> Iterator[None]:
 
 
 class Asked:
-    """A model that keeps what it is asked for a proposal, for the day when its answer is learned from."""
+    """A model that keeps what it was asked for a proposal and what it said, for the day when that is learned from."""
 
     def __init__(self, inner: Model, path: Path) -> None:
         self.inner, self.path = inner, path
@@ -85,17 +84,18 @@ class Asked:
         return self.inner.name
 
     def complete(self, request: Request) -> Completion:
-        """Keep the first prompt, and answer: what a retry was told besides is of no use to a later proposal."""
-        if not self.path.exists():
-            write_json(self.path, [asdict(one) for one in request.messages])
-        return self.inner.complete(request)
+        """Answer, and keep the first prompt with the last answer: what came after a refusal is a better answer to it."""
+        made = self.inner.complete(request)
+        prompt = read_json(self.path)["prompt"] if self.path.exists() else [asdict(one) for one in request.messages]
+        write_json(self.path, {"prompt": prompt, "answer": made.text})
+        return made
 
 
 class Tuned:
     """The proposer: the base model first, then the base model with the adapter of each generation."""
 
-    def __init__(self, base: LocalModel, config: TuneConfig, *, seed: int, recipe: bool = False) -> None:
-        """`base` belongs to this proposer from now on. With `recipe` networks bring their own training.
+    def __init__(self, base: LocalModel, config: TuneConfig, *, seed: int) -> None:
+        """`base` belongs to this proposer from now on: two proposers need two.
 
         Raises `BefitError` if peft is not installed.
         """
@@ -103,12 +103,12 @@ class Tuned:
             import peft  # noqa: F401  # to say it before the first generation
         except ImportError as error:
             raise BefitError("tuning a model needs peft: pip install befit[llm]") from error
-        self.base, self.config, self.seed, self.recipe = base, config, seed, recipe
+        self.base, self.config, self.seed = base, config, seed
         self._weights = base.model
         self._last: tuple[str, LocalModel] | None = None
 
     def model(self, number: int, scored: Sequence[Scored], folder: Path) -> Model:
-        """The model that makes proposal `number`. Adapters, and the prompts of the proposals, are under `folder`."""
+        """The model that makes proposal `number`. Adapters, and what was asked and said, are under `folder`."""
         generation = number // self.config.every
         rows = [one for one in scored if one.number < generation * self.config.every]
         one = self._generation(generation, rows, folder) if generation and rows else self._plain()
@@ -133,7 +133,7 @@ class Tuned:
         from peft import PeftModel
 
         pairs = self._pairs(rows, folder)
-        told = [(asdict(self.config), self.recipe, self.seed, generation, self.base.name)]
+        told = [(asdict(self.config), self.seed, generation, self.base.name)]
         key = digest("tuned", told, [([asdict(one) for one in messages], answer) for messages, answer in pairs])
         if self._last is not None and self._last[0] == key:
             return self._last[1]
@@ -152,13 +152,13 @@ class Tuned:
         return made
 
     def _pairs(self, rows: Sequence[Scored], folder: Path) -> list[tuple[list[Message], str]]:
-        """Prompt and answer of each elite whose prompt is known, in order of their numbers."""
+        """Prompt and answer of each elite that this proposer was asked for, in order of their numbers."""
         found = list[tuple[list[Message], str]]()
         for one in pupils(rows, share=self.config.elite):
             path = folder / "asked" / f"{one.scored.number}.json"
             if one.elite and path.exists():
-                messages = [Message(**each) for each in read_json(path)]
-                found.append((messages, fenced(stripped(one.scored.text, recipe=self.recipe))))
+                kept = read_json(path)
+                found.append(([Message(**each) for each in kept["prompt"]], kept["answer"]))
         return found
 
     def _tune(self, pairs: Sequence[tuple[list[Message], str]], place: Path, key: str) -> None:

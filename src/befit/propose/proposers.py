@@ -3,6 +3,7 @@
 grammar            draws at random within the budget: needs no model, and is the control of every comparison
 http://… , https   any server that speaks OpenAI's chat protocol, with --model
 hf:PATH            a causal model of transformers in this process
+lora:PATH          the same, tuned on the best of its own answers (`befit.propose.lora`)
 learn              a small decoder trained in place, then on its own elites (`befit.propose.learned`)
 """
 
@@ -166,6 +167,12 @@ def proposer_of(config: ProposeConfig, task: ImageTask, space: Space | None, dev
         bounds = bounds_for(task, config.bounds)
         language = networks(bounds, recipe=config.recipe) if space is None else genomes(space)
         return Learned(config.learn, language, seed=seed, device=device)
+    if config.llm.startswith("lora:"):
+        from befit.propose.local import load
+        from befit.propose.lora import Tuned
+
+        base = load(config.llm.removeprefix("lora:"), device=device, price=config.price)
+        return Tuned(base, config.tune, seed=seed)
     if config.llm.startswith("hf:"):
         return local(config.llm.removeprefix("hf:"), device, config.price)
     return server(config)
