@@ -169,7 +169,7 @@ def test_arms_have_intervals_and_corrected_tests() -> None:
     assert len(figures(html)) == 4 and "(not" not in html
     first = re.findall(r"<tr.*?</tr>", html)[2]
     assert re.findall(r"<td[^>]*>([^<]*)", first)[:6] == ["+1.2", "−0.1", "+2.0", "&lt; 0.001", "&lt; 0.001", "−1.50"]
-    assert 'class="child"' in first and "shots=3 – shots=0" in first
+    assert 'class="child"' in first and "shots=3 –\u00a0shots=0" in first
     (spans, _, _, _) = figures(html)
     assert [span["x"] for span in spans["data"][:3]] == [
         pytest.approx([100 * one["low"], 100 * one["high"]]) for one in measure["arms"]

@@ -238,7 +238,7 @@ def _pairs(lines: Sequence[Mapping[str, Any]]) -> str:
     for one in lines:
         sure = (q.number(one.get("corrected")) or 1.0) < _SURE
         where = "" if one.get("dataset") is None else f"on {one.get('dataset')}"
-        title = f"{name_of(one.get('b'))} – {name_of(one.get('a'))}"
+        title = f"{name_of(one.get('b'))} –\u00a0{name_of(one.get('a'))}"
         rows.append(Row(name=title, remark=where, values=one, look="child" if sure else "baseline"))
     return tables.grid(rows, _TESTS, {}, "Tests")
 
