@@ -1,6 +1,7 @@
 """Verbs for language models: puzzle, elastic, solve, measure, parent."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,9 @@ def puzzle_verb(arguments: Sequence[str]) -> None:
         on: str | None = None
         """The device to plan for with --dry-run: a100, h100, h200, b200, l40s, rtx4090 or "400TFLOPS,80GB"; none is this one."""
 
-    asked = tyro.cli(Arguments, args=arguments, prog="befit puzzle")
+    # `--score task:needle` is short for `--score.metric task:needle`.
+    full = [re.sub(r"^--score(?=$|=)", "--score.metric", word) for word in arguments]
+    asked = tyro.cli(Arguments, args=full, prog="befit puzzle")
     quiet()
     if asked.dry_run:
         from befit.puzzle.plan import plan

@@ -61,8 +61,8 @@ def check(config: PuzzleConfig, budget: Budget, workload: Workload) -> Asked:
     """
     plain = read_config(find(config.parent, weights=False))
     space = space_of(config, family_of(plain).describe(plain), workload)
-    if config.score.metric.startswith("task:"):
-        load_task(config.score.metric)
+    if config.score.function is not None:
+        load_task(config.score.function)
     base = fitted(workload, budget, space.shape)
     batches = with_room(space, budget, base, batches_of(workload, base, budget, config.batches))
     return Asked(space=space, workload=base, batches=batches)

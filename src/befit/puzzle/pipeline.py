@@ -40,7 +40,8 @@ from befit.puzzle.local import build_library, library_errors
 from befit.puzzle.polish import TrueKl
 from befit.puzzle.prices import Prices
 from befit.puzzle.record import Findings, record
-from befit.puzzle.score import Scores, load_task, score_batches, score_task, scores_of
+from befit.puzzle.score import Metric, Scores, load_task, score_batches, score_task, scores_of
+from befit.puzzle.task_score import asked
 from befit.rundir import digest, read_json, read_tensors, replacing_folder, write_json, write_tensors
 
 ROUND = "round"
@@ -132,22 +133,26 @@ def library_stage(job: Job, ranking: Ranking) -> Library:
 
 def score_stage(job: Job, library: Library, number: int = 1) -> Scores:
     """The quality each replacement costs, in round `number`."""
-    config = job.config
-
-    rows, by_task = job.score_rows, config.score.metric.startswith("task:")
+    config, rows, metrics = job.config.score, job.score_rows, list[Metric]()
+    if config.task is not None:
+        task = asked(config.task, job.parent, count=job.config.score_sequences, seed=job.config.seed)
+        rows, config = task.tokens, task.config(config)
+        metrics = task.metrics(config.batch)
 
     def work(folder: Path) -> None:
-        if not by_task:
-            score_batches(library, rows, config.score, folder=folder, mine=job.team.mine, progress=job.progress)
+        if config.function is None:
+            score_batches(
+                library, rows, config, folder=folder, mine=job.team.mine, metrics=metrics, progress=job.progress
+            )
 
     def finish(folder: Path) -> None:
-        if by_task:
-            found = score_task(library, load_task(config.score.metric), progress=job.progress)
+        if config.function is not None:
+            found = score_task(library, load_task(config.function), progress=job.progress)
         else:
-            found = scores_of(library, rows, config.score, folder)
+            found = scores_of(library, rows, config, folder)
         write_json(folder / "scores.json", found.to_json())
 
-    key = digest("score", library.key, repr(config.score), tensor_digest(rows))
+    key = digest("score", library.key, repr(config), tensor_digest(rows))
     folder = job.team.shared_stage(job.run, _in_round("score", number), key, work, finish)
     return Scores.from_json(read_json(folder / "scores.json"))
 
@@ -170,8 +175,10 @@ def price_stage(job: Job, parent: Any, batch: int) -> Prices:
 
 
 def choose_stage(job: Job, library: Library, scores: Scores, prices: Mapping[int, Prices], number: int = 1) -> Chosen:
-    """Solve, polish on true KL, verify on the device."""
+    """Solve, polish on true KL, verify on the device. Where a task scores, its best solution stands as it is."""
     config, true_kl = job.config, TrueKl(library, job.score_rows)
+    if config.score.metric.startswith("task:"):  # Polishing would take the choice back from the task.
+        config = replace(config, solutions=1, polish=replace(config.polish, evaluations=1))
     timed = any(bound.cost in TIMED for bound in job.budget.bounds)
 
     def measure(arch: DecoderArch, batch: int) -> tuple[dict[str, float], dict[str, float]]:

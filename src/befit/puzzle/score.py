@@ -12,7 +12,7 @@ Shapes: N sequences, B batch, T tokens, D hidden, V vocabulary, R replacements o
 
 import importlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -42,8 +42,9 @@ class ScoreConfig:
     """How scores are measured."""
 
     metric: str = "kl"
-    """kl, loss (next-token loss above the parent's), hidden (normalised squared error of the last hidden state), or
-    task:MODULE:FUNCTION, a function of your own that is given a model and returns a number, lower is better."""
+    """kl, loss (next-token loss above the parent's), hidden (normalised squared error of the last hidden state), task:NAME
+    (needle, tool_call, arithmetic, or a multiple-choice task of lm-evaluation-harness), or task:MODULE:FUNCTION, a function
+    of your own that is given a model and returns a number, lower is better. `--score` for short."""
     joint: str = "pairs"
     """none: add the two scores of a layer; pairs: correct the sum by a few measured pairs; all: measure every pair."""
     pairs: int = 6
@@ -58,8 +59,19 @@ class ScoreConfig:
             raise BadData(f"score: pairs must be 0 or more and batch at least 1, got {self.pairs} and {self.batch}")
         if self.metric not in METRICS and not self.metric.startswith("task:"):
             raise BadData(
-                f"unknown metric {self.metric!r} to score by; expected {', '.join(METRICS)} or task:MODULE:FUNCTION"
+                f"unknown metric {self.metric!r} to score by; expected {', '.join(METRICS)}, task:NAME or "
+                "task:MODULE:FUNCTION"
             )
+
+    @property
+    def task(self) -> str | None:
+        """The task with options that scores, if one does."""
+        return self.metric[5:] if self.metric.startswith("task:") and self.metric.count(":") == 1 else None
+
+    @property
+    def function(self) -> str | None:
+        """The name of a function of the user's own, if one scores."""
+        return self.metric if self.metric.count(":") > 1 else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,9 +191,13 @@ def score_batches(
     *,
     folder: Path,
     mine: Callable[[int], bool] = lambda _: True,
+    metrics: Sequence[Metric] = (),
     progress: Progress = silent,
 ) -> None:
-    """Measure all replacements on the batches that are `mine`, and leave a file for each; those that are there are kept."""
+    """Measure all replacements on the batches that are `mine`, and leave a file for each; those that are there are kept.
+
+    `metrics`: one for each batch, instead of the one that the configuration names.
+    """
     plans = _plans(library.space, library.around, config)
     here = (library.space.shape.arch.blocks, library.around.blocks, *plans)
     windows = {getattr(block.attention, "window", None) for blocks in here for block in blocks}
@@ -190,7 +206,8 @@ def score_batches(
     for number, ids in progress(batches, "score", len(batches)):
         record = _record(folder, number)
         if not record.exists():
-            sums = _score_batch(library, halves, plans, ids, windows, METRICS[config.metric])
+            metric = metrics[number] if metrics else METRICS[config.metric]
+            sums = _score_batch(library, halves, plans, ids, windows, metric)
             write_json(record, sums)
 
 
