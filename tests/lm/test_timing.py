@@ -11,15 +11,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
-from befit.arch.decoder import Attention, DecoderArch, Ffn, Linear, Mamba, NoOp
+from befit.arch.decoder import Attention, Block, DecoderArch, Ffn, Linear, Mamba, NoOp
 from befit.arch.decoder_space import DecoderSpace
-from befit.cost.count import count
+from befit.cost.count import attention_cost, count
 from befit.cost.device import Device, Step, Timing, this_device
 from befit.cost.latency import LatencyTable, errors
 from befit.cost.workload import Workload
 from befit.errors import BefitError, IllegalArch
 from befit.lm import timing
-from befit.lm.child import build, config_for
+from befit.lm.child import arch_of, build, config_for
 from befit.lm.families import family_of
 from befit.lm.timing import (
     Bench,
@@ -28,6 +28,7 @@ from befit.lm.timing import (
     measure_models,
     measure_table,
     model_steps,
+    row_steps,
     spread,
     table_key,
 )
@@ -275,3 +276,28 @@ def test_everything_is_captured_on_a_gpu(family: str) -> None:
     space, gpu = space_of(family), this_device("cuda")
     table = measure_table(config(family, 3), space, WORK, gpu, "bf16", effort=QUICK)
     assert table.device.kind == "cuda" and table.predict(space.shape.arch).decode_ms > 0
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", HYBRID])
+def test_prefill_and_decode_share_their_keys_and_values(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What both steps of a model or a row hold together is what a cache is counted as."""
+    made = list[FixedCache]()
+    real = FixedCache.__init__
+
+    def note(self: FixedCache, *args: Any, **options: Any) -> None:
+        real(self, *args, **options)
+        made.append(self)
+
+    monkeypatch.setattr(FixedCache, "__init__", note)
+    model, base = parent(family), DecoderArch(blocks=(Block(attention=NoOp(), ffn=NoOp()),))
+    for steps in (model_steps(model, WORK), row_steps(model.model.layers, bench(family).model(base), WORK)):
+        first, second = made[-2:]
+        held = {
+            part.data_ptr(): part.numel() * 4 for cache in (first, second) for pair in cache.buffers for part in pair
+        }
+        shape = replace(bench(family).shape, arch=arch_of(model.config))
+        attention = [b for b in shape.arch.blocks if isinstance(b.attention, Attention)]
+        work = replace(WORK, weights="fp32", cache="fp32")
+        assert sum(held.values()) == sum(attention_cost(shape, b.attention, work).cache_bytes for b in attention)
+        assert (first.past, second.past) == (0, WORK.context - 1)
+        assert all(torch.isfinite(step()).all() for step in steps)

@@ -91,9 +91,16 @@ class Mixer:
 class PlainCache(FixedCache):
     """A `FixedCache` for plain modules of transformers: it has an entry for every layer, and tells which have a window."""
 
-    def __init__(self, mixers: Sequence[Mixer | None], workload: Workload, past: int) -> None:
+    def __init__(
+        self,
+        mixers: Sequence[Mixer | None],
+        workload: Workload,
+        past: int,
+        buffers: Sequence[tuple[Tensor, Tensor]] = (),
+    ) -> None:
         """One mixer for each layer, None where it has nothing to remember."""
-        super().__init__([mixer for mixer in mixers if mixer is not None], workload, past)
+        known = [pair for mixer, pair in zip(mixers, buffers, strict=False) if mixer is not None]
+        super().__init__([mixer for mixer in mixers if mixer is not None], workload, past, known)
         self.windows = [mixer.window if mixer else None for mixer in mixers]
         entries, buffers = iter(self.layers), iter(self.buffers)
         nothing = (torch.empty(0), torch.empty(0))

@@ -87,18 +87,26 @@ class FixedCache(DynamicCache):
     new token into the last place, so that every call does the same work.
     """
 
-    def __init__(self, layers: Iterable[Any], workload: Workload, past: int) -> None:
-        """Room for the context, or the window, in every layer that attends: keys and values (B, G, C, head_dim)."""
+    def __init__(
+        self, layers: Iterable[Any], workload: Workload, past: int, buffers: Sequence[tuple[Tensor, Tensor]] = ()
+    ) -> None:
+        """Room for the context, or the window, in every layer that attends: keys and values (B, G, C, head_dim).
+
+        With `buffers`, those of another cache of the same layers: a long context leaves no room for two.
+        """
         super().__init__()
         self.past = past
         self.buffers: list[tuple[Tensor, Tensor]] = []
         self.layers: list[Any] = []
-        for layer in filter(has_cache, layers):
+        for number, layer in enumerate(filter(has_cache, layers)):
             if layer.recurrent:
                 self.layers.append(FixedState(layer.self_attn, workload.batch, past))
                 self.buffers.append((torch.empty(0), torch.empty(0)))  # numbered as all caches of the model are
                 continue
             self.layers.append(DynamicLayer())
+            if buffers:
+                self.buffers.append(buffers[number])
+                continue
             weight, head_dim = layer.self_attn.k_proj.weight, layer.self_attn.head_dim
             length = min(workload.context, layer.window or workload.context)
             zeros = weight.new_zeros(2, workload.batch, weight.shape[0] // head_dim, length, head_dim)
@@ -289,29 +297,32 @@ class Bench:
         return module
 
 
-def model_steps(model: Any, workload: Workload, cache_of: Callable[[int], FixedCache] | None = None) -> Steps:
+def model_steps(model: Any, workload: Workload, cache_of: Callable[..., FixedCache] | None = None) -> Steps:
     """Prefill and decode of a whole model: tokens in, logits (B, 1, V) of every request's last token out.
 
-    `cache_of` makes the cache for so many earlier tokens, where the model is none of befit's own.
+    `cache_of` makes the cache for so many earlier tokens, from the buffers of another one or from none, where the model is
+    none of befit's own.
     """
     cache_of = cache_of or partial(FixedCache, model.model.layers, workload)
     prompt = torch.arange(workload.batch * workload.prompt, device=model.device) % model.config.vocab_size
     prompt = prompt.view(workload.batch, workload.prompt)
 
-    def step(tokens: Tensor, past: int) -> Step:
-        cache = cache_of(past)
+    empty = cache_of(0)
+
+    def step(tokens: Tensor, cache: FixedCache) -> Step:
         forward = partial(model, input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return torch.inference_mode()(lambda: forward().logits)
 
-    return step(prompt, 0), step(prompt[:, :1].clone(), workload.context - 1)
+    return step(prompt, empty), step(prompt[:, :1].clone(), cache_of(workload.context - 1, empty.buffers))
 
 
 def row_steps(layers: Sequence[BefitLayer], base: BefitForCausalLM, workload: Workload) -> Steps:
     """Prefill and decode of layers in a row: hidden states (B, T or 1, D) in and out, rotary table and masks given."""
+    empty = FixedCache(layers, workload, 0)
+    full = FixedCache(layers, workload, workload.context - 1, empty.buffers)
 
-    def step(count: int, past: int) -> Step:
+    def step(count: int, cache: Any) -> Step:
         x = torch.ones(workload.batch, count, base.config.hidden_size, device=base.device, dtype=base.dtype)
-        cache: Any = FixedCache(layers, workload, past)
         context = base.model.begin(x, cache=cache, windows={layer.window for layer in layers})
 
         def forward() -> Tensor:
@@ -322,7 +333,7 @@ def row_steps(layers: Sequence[BefitLayer], base: BefitForCausalLM, workload: Wo
 
         return torch.inference_mode()(forward)
 
-    return step(workload.prompt, 0), step(1, workload.context - 1)
+    return step(workload.prompt, empty), step(1, full)
 
 
 def time_jobs(jobs: Mapping[str, Timed], device: Device, effort: Effort, progress: Progress) -> dict[str, Latency]:

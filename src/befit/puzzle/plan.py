@@ -216,8 +216,8 @@ def _measure_step(config: PuzzleConfig, asked: Asked, dtype: str) -> Step:
         flops += CALLS * (min(COPIES, shape.layers) * sum(part.flops for part in parts) + models * whole.flops)
         # Where throughput is bounded, larger batches are for children with smaller caches than the parent's.
         if batch == asked.workload.batch:
-            # Prefill and decode have a cache each; gate, up and their product are there together.
-            caches = 2 * count(shape, shape.arch, replace(work, cache=dtype)).cache_bytes
+            # Gate, up and their product are there together.
+            caches = count(shape, shape.arch, replace(work, cache=dtype)).cache_bytes
             memory = whole.params * width + caches + 3 * batch * work.prompt * widest * width
     return Step(name="measure", flops=flops, memory_bytes=memory, least_s=len(asked.batches) * effort.seconds)
 
