@@ -6,6 +6,7 @@
     befit cut          cut a size out of a nested model or shared weights, in seconds and without training
     befit predict      say what is in a picture, by the network that a search left
     befit export       write that network for another engine, and check that it says the same there
+    befit eval         put tasks to a run's models, or to checkpoints and their parent
     befit resume       go on with a run that was stopped
     befit report       draw a run's report anew
     befit solve        choose options under bounds, from a plain table or a run directory
@@ -22,6 +23,7 @@ message; Ctrl-C ends with 130 and loses nothing that was finished.
 import sys
 from collections.abc import Callable, Sequence
 
+from befit.cli.evaluate import eval_verb
 from befit.cli.images import export_verb, predict_verb, search_verb
 from befit.cli.language import elastic_verb, measure_verb, parent_verb, puzzle_verb, solve_verb
 from befit.cli.propose import fingerprint_verb, propose_verb
@@ -41,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "cut": cut_verb,
         "predict": predict_verb,
         "export": export_verb,
+        "eval": eval_verb,
         "resume": resume_verb,
         "report": report_verb,
         "solve": solve_verb,
