@@ -63,6 +63,7 @@ def config(out: Path, **more: Any) -> ProposeConfig:
 def ran(sandbox: Sandbox, images: Images, told: ProposeConfig, model: Scripted) -> list[Proposal]:
     """The rows after the loop, times left out."""
     job = ProposeJob.open(told, model=model, data=images)
+    job.begin()
     propose_all(job, sandbox, sandbox)
     return rows_of(told.out)
 
@@ -274,7 +275,7 @@ def test_a_folder_of_another_run_is_refused(sandbox: Sandbox, images: Images, tm
         ProposeJob.open(config(tmp_path, shots=2), data=images)
     other = replace(images, train=images.train.take(images.train.labels.argsort()))
     with pytest.raises(RunConflict, match="the images of arrays are not those"):
-        ProposeJob.open(config(tmp_path, proposals=1), data=other)
+        ProposeJob.open(config(tmp_path, proposals=1), data=other).begin()
 
 
 def test_notes_say_the_most_useful_first() -> None:

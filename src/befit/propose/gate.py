@@ -60,7 +60,7 @@ class Gate:
             BadBudget: A bound on what is not known before training, or a relative one.
         """
         self._sandbox, self._limits, self._recipe = sandbox, limits or Limits(), recipe
-        self._budget = _checked(budget)
+        self._budget = checked(budget)
         self._arguments = {"in_shape": in_shape, "out_shape": (classes,), "prm": dict(prm), "recipe": recipe}
 
     def check(self, source: str, seen: Seen) -> Verdict:
@@ -139,7 +139,8 @@ def _costs(params: int, flops: int) -> dict[str, float]:
     return {"params": params, "flops": flops, "macs": flops / 2, "weight_bytes": FLOAT * params}
 
 
-def _checked(budget: Budget | None) -> Budget | None:
+def checked(budget: Budget | None) -> Budget | None:
+    """The budget, if it is kept or broken by what counts alone tell. Raises `BadBudget`."""
     known = _costs(0, 0)
     for bound in budget.bounds if budget else ():
         if bound.cost not in known:

@@ -6,11 +6,12 @@ after proposal from what it has seen itself.
 
 import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from befit.propose.arms import Arm, arms_of
 from befit.propose.attempts import Attempts
 from befit.propose.config import ProposeConfig
 from befit.propose.fingerprint import runs, similarity
-from befit.propose.gate import Gate
+from befit.propose.gate import Gate, checked
 from befit.propose.judge import PRM, Training, guessing
 from befit.propose.lemur import read_lemur
 from befit.propose.models import Model
@@ -146,14 +147,23 @@ class ProposeJob:
         `model` and `data` stand for `config.llm` and `config.data`. Raises `BadData`, `BadBudget`, `RunConflict`,
         `IllegalArch` or `UnsupportedModel`.
         """
+        checked(config.bounds)
         arms = arms_of(config)
-        images = {name: load_images(source, size=config.size) for name, source in config.datasets.items()}
         if data is not None:
             images = {data.source: data}
+        else:
+            images = {name: load_images(source, size=config.size) for name, source in config.datasets.items()}
+        training = training_of(config)
+        given = known_from(config.lemur, images, recipe=config.recipe)
+        grid = product(range(config.seeds), images, arms)
+        lanes = [lane_of(arm, name, seed, images[name], training, model) for seed, name, arm in grid]
         run = Run.open(config.out, config.to_json(), may_change=REDONE)
         records = Records(run.folder / TABLES)
-        device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
-        job = ProposeJob(
+        for lane in lanes:
+            lane.given = tuple(one for one in given if one.dataset == lane.dataset)
+            rows = records.proposals(arm=lane.arm.name, dataset=lane.dataset, seed=lane.seed)
+            lane.rows = [row for row in rows if row.done and row.number < config.proposals]
+        return ProposeJob(
             config=config,
             run=run,
             progress=progress,
@@ -161,23 +171,9 @@ class ProposeJob:
             records=records,
             attempts=Attempts(run.folder / TABLES),
             images=images,
-            lanes=[],
-            training=Training(
-                config=config.train,
-                recipe=config.recipe,
-                device=device,
-                seconds=config.seconds,
-                memory_bytes=round(config.memory * GIB),
-                prm={**PRM, "batch": config.train.batch, "epoch": config.train.epochs, **config.hyperparameters},
-            ),
+            lanes=lanes,
+            training=training,
         )
-        given = (
-            () if config.lemur is None else read_lemur(config.lemur, datasets=[*images], recipe=config.recipe).networks
-        )
-        grid = product(range(config.seeds), images, arms)
-        job.lanes = [job._lane(arm, name, seed, model, given) for seed, name, arm in grid]
-        job._remember_data()
-        return job
 
     @property
     def open_rows(self) -> list[tuple[int, Lane]]:
@@ -212,47 +208,8 @@ class ProposeJob:
             recipe=self.config.recipe,
         )
 
-    def _lane(self, arm: Arm, dataset: str, seed: int, model: Model | None, given: Sequence[Scored]) -> Lane:
-        images, device = self.images[dataset], self.training.device
-        blueprint, options = space_of(arm.config, images)
-        space = blueprint.space if blueprint is not None else None
-        done = [row for row in self.records.proposals(arm=arm.name, dataset=dataset, seed=seed) if row.done]
-        proposer = proposer_of(arm.config, images.task, space, device, seed) if model is None else Fixed(one=model)
-        return Lane(
-            arm=arm,
-            dataset=dataset,
-            seed=seed,
-            images=images,
-            threshold=guessing(images.validation.labels),
-            task=self._told(dataset, images),
-            given=tuple(one for one in given if one.dataset == dataset),
-            proposer=proposer,
-            space=space,
-            options=options,
-            rows=[row for row in done if row.number < self.config.proposals],
-        )
-
-    def _told(self, dataset: str, images: Images) -> Task:
-        config, task = self.config, images.task
-        values = ", ".join(f"{name}={value:g}" for name, value in self.training.prm.items())
-        if config.recipe:
-            training = f"It trains itself: learn is called for {config.train.epochs} epochs. prm holds {values}."
-        else:
-            length = f"{config.train.seconds:g} s" if config.train.seconds else f"{config.train.epochs} epochs"
-            training = (
-                f"befit trains it for {length} with {config.train.optimizer}, batches of {config.train.batch} and a cosine "
-                f"schedule, from fresh weights. prm holds {values}."
-            )
-        return Task(
-            dataset=dataset,
-            images=(task.channels, task.height, task.width),
-            classes=task.classes,
-            training=training,
-            budget=config.budget or "",
-        )
-
-    def _remember_data(self) -> None:
-        """Raise `RunConflict` if the images are not those with which the run was begun."""
+    def begin(self) -> None:
+        """From here on the run has something to lose. Raises `RunConflict` if its images are not those that it began with."""
         facts = {name: one.fingerprint for name, one in self.images.items()}
         key = digest("data", facts)
         before = [done.parent.name for done in self.run.folder.glob("stages/data-*/done.json")]
@@ -261,6 +218,60 @@ class ProposeJob:
                 f"the images of {', '.join(facts)} are not those with which {self.config.out} was begun; give another --out"
             )
         self.run.stage("data", key, lambda folder: write_json(folder / "data.json", facts))
+
+
+def training_of(config: ProposeConfig) -> Training:
+    """How every proposal of a run is trained."""
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    return Training(
+        config=config.train,
+        recipe=config.recipe,
+        device=device,
+        seconds=config.seconds,
+        memory_bytes=round(config.memory * GIB),
+        prm={**PRM, "batch": config.train.batch, "epoch": config.train.epochs, **config.hyperparameters},
+    )
+
+
+def known_from(folder: Path | None, images: Mapping[str, Images], *, recipe: bool) -> tuple[Scored, ...]:
+    """Networks of a folder in LEMUR's form; none without one."""
+    return () if folder is None else read_lemur(folder, datasets=[*images], recipe=recipe).networks
+
+
+def lane_of(arm: Arm, dataset: str, seed: int, images: Images, training: Training, model: Model | None) -> Lane:
+    """A lane in which nothing was proposed yet."""
+    config, task = arm.config, images.task
+    blueprint, options = space_of(config, images)
+    space = blueprint.space if blueprint is not None else None
+    return Lane(
+        arm=arm,
+        dataset=dataset,
+        seed=seed,
+        images=images,
+        threshold=guessing(images.validation.labels),
+        task=Task(
+            dataset=dataset,
+            images=(task.channels, task.height, task.width),
+            classes=task.classes,
+            training=training_in_words(training),
+            budget=config.budget or "",
+        ),
+        proposer=Fixed(one=model) if model is not None else proposer_of(config, task, space, training.device, seed),
+        space=space,
+        options=options,
+    )
+
+
+def training_in_words(training: Training) -> str:
+    """What a model is told of it: one sentence, and the hyper-parameters."""
+    config, values = training.config, ", ".join(f"{name}={value:g}" for name, value in training.prm.items())
+    if training.recipe:
+        return f"It trains itself: learn is called for {config.epochs} epochs. prm holds {values}."
+    length = f"{config.seconds:g} s" if config.seconds else f"{config.epochs} epochs"
+    return (
+        f"It is trained for you, from fresh weights, for {length} with {config.optimizer}, batches of {config.batch} and a "
+        f"cosine schedule. prm holds {values}."
+    )
 
 
 def in_shape(config: ProposeConfig, images: Images) -> tuple[int, int, int, int]:

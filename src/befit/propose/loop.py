@@ -60,6 +60,7 @@ def propose(
         for one in {lane.arm.config.llm: lane.arm.config for _, lane in job.open_rows}.values():
             reach(one)
     with job.sandboxes() as (building, training):
+        job.begin()
         propose_all(job, building, training)
         best = keep_best(job, training)
     return record(job, best)
