@@ -74,7 +74,7 @@ def test_commands_are_understood(command: str, tmp_path: Path, monkeypatch: pyte
     """The real command line reads them (tyro exits where it cannot); the work itself is left out, and runs are missing."""
     from befit import cli
     from befit.budget import Budget
-    from befit.cli import images, language, runs
+    from befit.cli import export, images, language, runs
     from befit.cli import propose as proposing
     from befit.cost.workload import Workload
     from befit.elastic.budgets import parse_targets
@@ -94,7 +94,7 @@ def test_commands_are_understood(command: str, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(images, "run_search", asked.append)
     monkeypatch.setattr(proposing, "run_propose", asked.append)
     monkeypatch.setattr(language, "measure_space", lambda given: asked.append(tyro.cli(SearchConfig, args=given)))
-    for module in (images, language, runs):
+    for module in (export, language, runs):
         monkeypatch.setattr(module, "quiet", lambda: None)
     monkeypatch.setattr(plan, "plan", lambda config: asked.append(config) or [])
     held = Finding(name="loop", protection="an endless loop", enforced=True, how="watch", evidence="timeout")

@@ -5,7 +5,7 @@
     befit search       search an image classifier for your data that keeps a budget
     befit cut          cut a size out of a nested model or shared weights, in seconds and without training
     befit predict      say what is in a picture, by the network that a search left
-    befit export       write that network for another engine, and check that it says the same there
+    befit export       write a network for vLLM, llama.cpp, the Hugging Face hub or ONNX Runtime
     befit eval         put tasks to a run's models, or to checkpoints and their parent
     befit resume       go on with a run that was stopped
     befit report       draw a run's report anew
@@ -24,7 +24,8 @@ import sys
 from collections.abc import Callable, Sequence
 
 from befit.cli.evaluate import eval_verb
-from befit.cli.images import export_verb, predict_verb, search_verb
+from befit.cli.export import export_verb
+from befit.cli.images import predict_verb, search_verb
 from befit.cli.language import elastic_verb, measure_verb, parent_verb, puzzle_verb, solve_verb
 from befit.cli.propose import fingerprint_verb, propose_verb
 from befit.cli.runs import cut_verb, report_verb, resume_verb

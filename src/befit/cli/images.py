@@ -1,14 +1,14 @@
-"""Verbs for image networks: search, predict, export."""
+"""Verbs for image networks: search, predict; and their part of cut and export."""
 
 import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import tyro
 
-from befit.cli.shown import find_own_modules, quiet, say, show_lines, show_rows
+from befit.cli.shown import find_own_modules, say, show_lines, show_rows
 from befit.errors import BefitError
 
 if TYPE_CHECKING:
@@ -90,46 +90,22 @@ def predict_verb(arguments: Sequence[str]) -> None:
     tyro.cli(predict, args=arguments, prog="befit predict")
 
 
-def export_verb(arguments: Sequence[str]) -> None:
-    """Write a network for another engine."""
+def export_search(folder: Path, out: Path | None, *, int8: bool, data: str | None, size: int | None) -> list[str]:
+    """Write the network of a search as ONNX and check it there; what to print."""
+    from befit.budget import human
+    from befit.export.onnx import export_onnx
+    from befit.search.finish import images_of
 
-    def export(
-        folder: tyro.conf.Positional[Path],
-        /,
-        to: Literal["onnx"] = "onnx",
-        out: Path | None = None,
-        int8: bool = False,
-        data: str | None = None,
-        size: int | None = None,
-    ) -> None:
-        """Write the network of a search for another engine, and check that it says the same there.
-
-        Args:
-            folder: best/ of a run of `befit search`, or the run.
-            to: The form.
-            out: The file; model.onnx in the folder if not given.
-            int8: Eight-bit weights and activations, calibrated on images.
-            data: Images to calibrate and compare on, as `befit search --data` takes them; those of the search if not given.
-            size: Pixels to which these are scaled, as for `befit search`.
-        """
-        del to
-        from befit.budget import human
-        from befit.export.onnx import export_onnx
-        from befit.search.finish import images_of
-
-        quiet()
-        find_own_modules()
-        images = images_of(folder, data, size)
-        made = export_onnx(folder, out or folder / "model.onnx", data=images, int8=int8)
-        told = [f"file    {made.path} ({human('weight_bytes', made.size_bytes)})"]
-        told.append(f"check   logits differ by at most {made.max_difference:.1e} under ONNX Runtime")
-        if made.agreement is not None:
-            told.append(f"8 bits  the same class as in fp32 for {made.agreement:.1%} of the validation images")
-        if made.accuracy is not None:
-            told.append(f"right   {made.accuracy:.2%} of the validation images, under ONNX Runtime")
-        show_lines(told)
-
-    tyro.cli(export, args=arguments, prog="befit export")
+    find_own_modules()
+    images = images_of(folder, data, size)
+    made = export_onnx(folder, out or folder / "model.onnx", data=images, int8=int8)
+    told = [f"file    {made.path} ({human('weight_bytes', made.size_bytes)})"]
+    told.append(f"check   logits differ by at most {made.max_difference:.1e} under ONNX Runtime")
+    if made.agreement is not None:
+        told.append(f"8 bits  the same class as in fp32 for {made.agreement:.1%} of the validation images")
+    if made.accuracy is not None:
+        told.append(f"right   {made.accuracy:.2%} of the validation images, under ONNX Runtime")
+    return told
 
 
 def cut_search(run: Path, out: Path | None, budget: str) -> list[str]:

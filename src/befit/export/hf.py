@@ -38,6 +38,10 @@ class Repository:
         """The line that publishes it."""
         return f"hf upload {self.name} {self.folder}"
 
+    def notes(self) -> tuple[str, ...]:
+        """What a user of this folder should know."""
+        return ("it loads with trust_remote_code=True: its layers differ",) if self.own_code else ()
+
 
 def export_hf(
     source: Path | str,
