@@ -3,8 +3,9 @@
     python benchmarks/sandbox.py --json benchmarks/results/sandbox.json
 
 Times one candidate after the other through the fork server: a small network built, run forward and backward on the meta
-device, with its FLOPs counted; a program that does nothing; and the same build in a fresh process. CPU time is that of the
-candidate alone. Other work on the machine makes wall clock longer, so its load is told, and the fastest beside the median.
+device, with its FLOPs counted and its operations written down; a program that does nothing; and the same build in a fresh
+process. CPU time is that of the candidate alone. Other work on the machine makes wall clock longer, so its load is told, and
+the fastest beside the median.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import torch
 from befit.propose.sandbox.box import Sandbox
 from befit.propose.sandbox.candidate import Task
 from befit.propose.sandbox.confine import MECHANISMS
-from befit.propose.sandbox.tasks import TINY, build, execute
+from befit.propose.sandbox.tasks import TINY, execute, inspect
 from befit.propose.sandbox.trial import mechanisms, try_out
 from befit.rundir import write_json
 
@@ -66,12 +67,12 @@ def main() -> None:
             "versions": {"torch": torch.__version__, "python": platform.python_version()},
             "mechanisms": mechanisms(sandbox.plan),
             "start_seconds": time.perf_counter() - begun,
-            "build": timed(sandbox, build, TINY, asked.candidates),
+            "build": timed(sandbox, inspect, TINY, asked.candidates),
             "nothing": timed(sandbox, execute, "", asked.candidates),
-            "build_fresh": timed(sandbox, build, TINY, 2, fresh=True),
+            "build_fresh": timed(sandbox, inspect, TINY, 2, fresh=True),
         }
     with Sandbox(without=MECHANISMS) as sandbox:
-        told["build_unconfined"] = timed(sandbox, build, TINY, asked.candidates)
+        told["build_unconfined"] = timed(sandbox, inspect, TINY, asked.candidates)
     told["load_before_and_after"] = [load, os.getloadavg()[0]]
     told["protections"] = [asdict(found) for found in try_out()[1]]
     write_json(asked.json, told)

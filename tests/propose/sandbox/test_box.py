@@ -21,7 +21,7 @@ from befit.propose.sandbox.box import Sandbox
 from befit.propose.sandbox.candidate import name_of
 from befit.propose.sandbox.hostile import HOSTILE
 from befit.propose.sandbox.limits import MIB, Limits
-from befit.propose.sandbox.tasks import TINY, build, execute, train
+from befit.propose.sandbox.tasks import TINY, execute, inspect, train
 from befit.propose.sandbox.watch import children, descendants
 
 SHAPES = {"in_shape": (2, 3, 8, 8), "out_shape": (10,), "prm": {}}
@@ -40,7 +40,7 @@ def _say(sandbox: Sandbox, source: str, **limits: float) -> tuple[str | None, st
 
 
 def test_build_counts_as_torch_does(sandbox: Sandbox) -> None:
-    result = sandbox.run(build, source=TINY, arguments=SHAPES)
+    result = sandbox.run(inspect, source=TINY, arguments=SHAPES)
     assert result.ok, result.message
     layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 10)
     assert result.value["params"] == sum(one.numel() for layer in layers for one in layer.parameters())
@@ -53,7 +53,7 @@ def test_build_counts_as_torch_does(sandbox: Sandbox) -> None:
     [
         (("nn.Linear(4,", "nn.Linear(5,"), "line 10: RuntimeError: .*"),
         (("out_shape[0]", "7"), r"the output is \(2, 7\), expected a tensor of shape \(2, 10\)"),
-        (("return self.body(x)", "return [self.body(x)]"), "the output is list"),
+        (("return self.body(x)", "return [self.body(x)]"), "the output is of type list"),
         (("return self.body(x)", "return self.body(x).detach()"), "nothing to train"),
         (("class Net(", "class Nets("), "no class Net"),
         (("from torch import nn", "from torch import nnn"), "line 2: ImportError"),
@@ -62,7 +62,7 @@ def test_build_counts_as_torch_does(sandbox: Sandbox) -> None:
 )
 def test_broken_networks_are_named_with_their_line(sandbox: Sandbox, change: tuple[str, str], message: str) -> None:
     assert change[0] in TINY
-    result = sandbox.run(build, source=TINY.replace(*change), arguments=SHAPES)
+    result = sandbox.run(inspect, source=TINY.replace(*change), arguments=SHAPES)
     assert result.reason == "invalid"
     assert re.search(message, result.message), result.message
 
@@ -139,7 +139,7 @@ def test_a_fork_bomb_costs_one_trial_and_leaves_nothing(sandbox: Sandbox) -> Non
     source = "import os\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        pass"
     assert _say(sandbox, source, wall_seconds=1, processes=16)[0] in ("timeout", "crash")
     assert descendants(os.getpid()) == before
-    assert sandbox.run(build, source=TINY, arguments=SHAPES).ok
+    assert sandbox.run(inspect, source=TINY, arguments=SHAPES).ok
 
 
 def test_many_files_are_as_bad_as_large_ones(sandbox: Sandbox) -> None:
@@ -267,5 +267,5 @@ def test_names_of_files_and_tasks_are_checked(sandbox: Sandbox) -> None:
         sandbox.run(execute, source="", files={"../x": np.zeros(1)})
     with pytest.raises(ValueError, match="function of a module"):
         name_of(lambda: None)
-    assert name_of(build) == "befit.propose.sandbox.tasks:build"
+    assert name_of(inspect) == "befit.propose.sandbox.tasks:inspect"
     assert not torch.cuda.is_initialized()

@@ -1,7 +1,7 @@
 """`Sandbox`: run befit's own task on a source that nobody has read, and get back a checked answer or a named failure.
 
     with Sandbox() as sandbox:
-        result = sandbox.run(build, source=text, arguments={"in_shape": (2, 3, 32, 32), "out_shape": (10,), "prm": {}})
+        result = sandbox.run(inspect, source=text, arguments={"in_shape": (2, 3, 32, 32), "out_shape": (10,), "prm": {}})
         result.value["params"] if result.ok else (result.reason, result.message)
 
 Labels and metric stay on this side: a candidate gets arrays to learn from and images to label, and what it returns is judged

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from befit.errors import TrialFailed
 from befit.propose.network import Maker, network, run
 from befit.propose.sandbox.answers import ARRAYS
 
@@ -31,44 +30,19 @@ def execute(source: str, arguments: Mapping[str, Any], _folder: Path) -> Mapping
     return vars(run(source, arguments)).get("answer", {})
 
 
-def build(source: str, arguments: Mapping[str, Any], _folder: Path) -> Mapping[str, Any]:
-    """Build, run forward and backward on the meta device: no data, no memory, exact counts.
-
-    Args:
-        source: Defines `Net`.
-        arguments: in_shape (N, channels, height, width), out_shape (classes,), prm (hyperparameters).
-
-    Returns:
-        params, and flops of one image forward (2 for a multiply-add, as torch counts).
-
-    Raises:
-        TrialFailed: The output has another shape than (N, classes), or nothing to train is in it (reason "invalid").
-    """
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    net = network(source, arguments, "meta")
-    images = torch.empty(tuple(arguments["in_shape"]), device="meta")
-    with FlopCounterMode(display=False) as counter:
-        logits = net.train()(images)
-    wanted = (images.shape[0], arguments["out_shape"][0])
-    if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != wanted:
-        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise TrialFailed(f"the output is {found}, expected a tensor of shape {wanted}", reason="invalid")
-    if not logits.requires_grad:
-        raise TrialFailed("no parameter has a part in the output, so there is nothing to train", reason="invalid")
-    logits.sum().backward()
-    params = sum(one.numel() for one in net.parameters())
-    return {"params": params, "flops": counter.get_total_flops() // images.shape[0]}
-
-
 def inspect(source: str, arguments: Mapping[str, Any], _folder: Path) -> Mapping[str, Any]:
-    """All that can be known of a network without data: see `inspection.inspected`, whose params, flops and graph are returned.
+    """Build, run forward and backward on the meta device: no data, no memory, exact counts (`inspection.inspected`).
 
     Args:
         source: Defines `Net`.
         arguments: in_shape (N, channels, height, width), out_shape (classes,), prm (hyper-parameters); recipe, if the file's
             own training is to be tried too.
+
+    Returns:
+        params, flops of one image forward (2 for a multiply-add, as torch counts), and graph, the key of its operations.
+
+    Raises:
+        TrialFailed: The output has another shape than (N, classes), or nothing to train is in it (reason "invalid").
     """
     from befit.propose.inspection import inspected
 
@@ -122,6 +96,4 @@ def warm() -> None:
     import torch
 
     torch.set_num_threads(1)
-    shapes = {"in_shape": (2, 3, 8, 8), "out_shape": (10,), "prm": {}}
-    build(TINY, shapes, Path())
-    inspect(TINY, shapes, Path())
+    inspect(TINY, {"in_shape": (2, 3, 8, 8), "out_shape": (10,), "prm": {}}, Path())
