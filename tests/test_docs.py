@@ -96,7 +96,7 @@ def test_commands_are_understood(command: str, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(language, "measure_space", lambda given: asked.append(tyro.cli(SearchConfig, args=given)))
     for module in (export, language, runs):
         monkeypatch.setattr(module, "quiet", lambda: None)
-    monkeypatch.setattr(plan, "plan", lambda config: asked.append(config) or [])
+    monkeypatch.setattr(plan, "plan", lambda config, **_: asked.append(config) or [])
     held = Finding(name="loop", protection="an endless loop", enforced=True, how="watch", evidence="timeout")
     monkeypatch.setattr(trial, "try_out", lambda **_: (Plan(), [held]))
     words = shlex.split(command, comments=True)[1:]
