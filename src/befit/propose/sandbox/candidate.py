@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from befit.errors import TrialFailed
+from befit.errors import BefitError, TrialFailed
 
 REQUEST, ANSWER = "request.json", "answer.json"
 BOOT = """
@@ -86,7 +86,8 @@ def one_line(error: BaseException) -> str:
         lines = [error.lineno]
     where = f"line {lines[-1]}: " if lines and lines[-1] else ""
     said = " ".join(str(error).split())
-    return f"{where}{type(error).__name__}: {said}"[:500]
+    kind = "" if isinstance(error, BefitError) else f"{type(error).__name__}: "  # befit's own say what they are
+    return f"{where}{kind}{said}"[:500]
 
 
 def answer(folder: Path) -> None:
