@@ -7,11 +7,12 @@ draws), and whose later ones a decoder writes. A proposal passes the gate, is tr
 sandbox, and scored outside on the validation images. Both arms train equally many networks; what is refused, or the same
 network as one before, costs an attempt and no evaluation. The test images are not opened.
 
-For each measure: the mean of each arm over seeds, the difference with a 95 % interval, and Welch's test, with Holm's
-correction over the measures.
+For each measure: the mean of each arm over seeds, the difference with a 95 % interval, Hedges' g, and Welch's test, with
+Holm's correction over the measures.
 """
 
 import argparse
+import math
 import os
 import platform
 import statistics
@@ -27,6 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+from scipy import stats
 
 from befit.budget import Budget
 from befit.propose import fitting
@@ -34,6 +37,7 @@ from befit.propose.answer import read
 from befit.propose.archive import Scored
 from befit.propose.gate import Gate
 from befit.propose.grammar import Bounds
+from befit.propose.inference import hedges_g, holm, welch
 from befit.propose.judge import PRM, Training, judge
 from befit.propose.learned import LearnConfig, Learned, networks
 from befit.propose.models import Message, Request
@@ -117,6 +121,7 @@ class Trials:
 def run_arm(arm: str, seed: int, setting: Setting, device: str = "auto") -> dict[str, Any]:
     """All trials of one arm with one seed."""
     torch.set_num_threads(1)
+    transformers.logging.disable_progress_bar()
     begin, images = time.perf_counter(), load_images("digits")
     task = images.task
     bounds = Bounds(in_shape=(2, task.channels, task.height, task.width), classes=task.classes, params=setting.params)
@@ -146,15 +151,15 @@ def run_arm(arm: str, seed: int, setting: Setting, device: str = "auto") -> dict
 
 
 def measured(rows: Sequence[Mapping[str, Any]], scored: Sequence[Scored], setting: Setting) -> dict[str, Any]:
-    """The measures that are compared; `later` is what came after the first generation, which both arms share."""
+    """The measures that are compared; `mean_late` is that of the second half of the evaluations."""
     accuracies = [one.accuracy for one in scored]
-    later = [one.accuracy for one in scored if one.number >= setting.learn.every]
+    late = accuracies[setting.evaluations // 2 :]
     return {
         "attempts": len(rows),
         "evaluations": len(scored),
         "best": max(accuracies),
         "mean": statistics.mean(accuracies),
-        "mean_later": statistics.mean(later) if later else None,
+        "mean_late": statistics.mean(late) if late else None,
         "unique_share": len(scored) / len(rows),
     }
 
@@ -180,28 +185,24 @@ def by_generation(rows: Sequence[Mapping[str, Any]], every: int) -> list[dict[st
     return found
 
 
-MEASURES = ("best", "best_again", "mean", "mean_later", "unique_share")
+MEASURES = ("best", "best_again", "mean", "mean_late", "unique_share")
 
 
 def compare(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each measure in both arms, over seeds."""
-    from scipy.stats import ttest_ind
-
+    """Each measure in both arms, over seeds: Welch's test, Holm's correction, Hedges' g."""
     found = list[dict[str, Any]]()
     for name in MEASURES:
         grammar, learn = ([run[name] for run in runs if run["arm"] == arm] for arm in ("grammar", "learn"))
         row: dict[str, Any] = {"measure": name, "grammar": statistics.mean(grammar), "learn": statistics.mean(learn)}
-        if min(len(grammar), len(learn)) > 1 and len({*grammar, *learn}) > 1:
-            test = ttest_ind(learn, grammar, equal_var=False)
-            low, high = test.confidence_interval(0.95)
-            row |= {"p": float(test.pvalue), "difference_95": [float(low), float(high)]}
+        if (test := welch([grammar], [learn])) is not None:
+            half = stats.t.ppf(0.975, test.df) * abs(test.difference / test.t) if test.t else math.inf
+            row |= asdict(test) | {"difference_95": [test.difference - half, test.difference + half]}
             row |= {"grammar_deviation": statistics.stdev(grammar), "learn_deviation": statistics.stdev(learn)}
+            row["hedges_g"] = effect.g if (effect := hedges_g([grammar], [learn])) is not None else None
         found.append(row)
-    holm = 0.0
-    tested = sorted((row for row in found if "p" in row), key=lambda row: row["p"])
-    for place, row in enumerate(tested):
-        holm = max(holm, min(1.0, row["p"] * (len(tested) - place)))
-        row["p_holm"] = holm
+    tested = [row for row in found if "p" in row]
+    for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
+        row["p_holm"] = p
     return found
 
 
@@ -223,20 +224,23 @@ def main() -> None:
         for done in as_completed(jobs):
             runs.append(run := done.result())
             print(*(f"{name}={run[name]}" for name in ("arm", "seed", "attempts", *MEASURES)), flush=True)
-    runs.sort(key=lambda run: (run["arm"], run["seed"]))
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() and asked.device != "cpu" else None
-    told = {
-        "machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "gpu": gpu},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "load_before": load,
-        "seconds": time.perf_counter() - begin,
-        "setting": asdict(setting),
-        "comparison": compare(runs),
-        "runs": runs,
-    }
+    told: dict[str, Any] = record(runs, setting, asked.device)
+    told |= {"load_before": load, "seconds": time.perf_counter() - begin}
     write_json(asked.json, told)
     for row in told["comparison"]:
         print(row, flush=True)
+
+
+def record(runs: Sequence[Mapping[str, Any]], setting: Setting, device: str) -> dict[str, Any]:
+    """All that is written."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() and device != "cpu" else None
+    return {
+        "machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "gpu": gpu},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "setting": asdict(setting),
+        "comparison": compare(runs),
+        "runs": sorted(runs, key=lambda run: (run["arm"], run["seed"])),
+    }
 
 
 if __name__ == "__main__":
