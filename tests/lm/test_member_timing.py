@@ -78,3 +78,20 @@ def test_members_are_timed_in_the_workloads_format(family: str, form: str) -> No
         net=own.net, config=own.config, weights=own.weights, workload=work, device=this_device("cpu"), effort=QUICK
     )
     assert all(0 < ms < 60_000 for ms in timer([largest, uneven]))
+
+
+def test_quantised_weights_are_timed_in_bf16() -> None:
+    own, asked = parent("llama"), Workload(batch=1, prompt=3, generate=1, weights="fp8", cache="fp8")
+    timer = MemberTimer(
+        net=own.net, config=own.config, weights=own.weights, workload=asked, device=this_device("cpu"), effort=QUICK
+    )
+    formats = set[torch.dtype]()
+    steps = timer.steps
+
+    def note(weights: Any, member: Any) -> Any:
+        formats.update(weight.dtype for weight in weights.values())
+        return steps(weights, member)
+
+    object.__setattr__(timer, "steps", note)
+    assert timer([whole(own.net.shape)])[0] > 0
+    assert formats == {torch.bfloat16}

@@ -102,9 +102,9 @@ class PlainCache(FixedCache):
         known = [pair for mixer, pair in zip(mixers, buffers, strict=False) if mixer is not None]
         super().__init__([mixer for mixer in mixers if mixer is not None], workload, past, known)
         self.windows = [mixer.window if mixer else None for mixer in mixers]
-        entries, buffers = iter(self.layers), iter(self.buffers)
+        entries, held = iter(self.layers), iter(self.buffers)
         nothing = (torch.empty(0), torch.empty(0))
-        self.buffers = [next(buffers) if mixer else nothing for mixer in mixers]
+        self.buffers = [next(held) if mixer else nothing for mixer in mixers]
         self.layers = [next(entries) if mixer else DynamicLayer() for mixer in mixers]
         for layer, window in enumerate(self.windows):
             if window is not None:
