@@ -172,6 +172,9 @@ MUTATIONS: dict[str, Mutation] = {
     "batch fixed": both(
         at_start("self.images = in_shape[0]", method="__init__"), at_start("X = X.reshape(self.images, *X.shape[1:])")
     ),
+    "batch remembered": at_start(
+        "if not hasattr(self, 'shift'):", "    self.shift = torch.zeros(X.shape[0], 1, 1, 1)", "X = X + self.shift"
+    ),
     "no return": without_return,
     "no super": without_super,
     "misspelt": misspelt,
