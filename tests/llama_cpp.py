@@ -1,5 +1,6 @@
 """llama.cpp itself, as PyPI's `xllamacpp` brings it: what it says to a GGUF file, with a cache in fp32."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,16 @@ from torch import Tensor
 llama: Any = xllamacpp  # a compiled module, of which a type checker sees nothing
 
 
-def greedy(file: Path, prompt: list[int], count: int, vocab: int) -> tuple[list[int], Tensor]:
-    """The `count` tokens that llama.cpp adds to the prompt, and the log-probabilities (count, vocab) that it gave then."""
-    made = complete(file, prompt, count, n_probs=vocab)["choices"][0]["logprobs"]["content"]
+END = (0,)
+"""The token that ends a sequence, in befit's tokenizers."""
+
+
+def greedy(
+    file: Path, prompt: list[int], count: int, vocab: int, banned: Sequence[int] = END
+) -> tuple[list[int], Tensor]:
+    """The `count` tokens, none of `banned`, that llama.cpp adds to the prompt, and its log-probabilities (count, vocab)."""
+    without = {"logit_bias": [[token, False] for token in banned]}
+    made = complete(file, prompt, count, n_probs=vocab, **without)["choices"][0]["logprobs"]["content"]
     logs = torch.full((count, vocab), float("nan"))
     for row, step in enumerate(made):
         for entry in step["top_logprobs"]:
@@ -35,10 +43,9 @@ def complete(file: Path, prompt: list[int] | str, count: int, **more: Any) -> di
     )
 
 
-def expected(model: Any, prompt: list[int], tokens: list[int], end: int = 0) -> tuple[list[int], Tensor]:
-    """What transformers says at the same places: the greedy tokens, `end` left out, and log-probabilities (count, vocab)."""
+def expected(model: Any, prompt: list[int], tokens: list[int], banned: Sequence[int] = END) -> tuple[list[int], Tensor]:
+    """What transformers says at the same places: the greedy tokens, none of `banned`, and log-probabilities (count, vocab)."""
     with torch.no_grad():
         logits = model(torch.tensor([prompt + tokens[:-1]])).logits[0, len(prompt) - 1 :]
     logs = logits.double().log_softmax(-1)
-    allowed = torch.arange(logs.shape[1]) != end
-    return logs.masked_fill(~allowed, -torch.inf).argmax(-1).tolist(), logs
+    return logs.index_fill(1, torch.tensor(banned), -torch.inf).argmax(-1).tolist(), logs

@@ -4,12 +4,14 @@ from typing import Any
 import gguf
 import pytest
 import torch
+from tests.elastic import nesteds
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import llama_cpp
 import tiny
 from befit.arch.decoder import Attention, DecoderArch, Linear, Mamba
+from befit.elastic.cut import cut
 from befit.errors import UnsupportedModel
 from befit.export.gguf import export_gguf, neighbours
 from befit.lm.child import build, config_for, save
@@ -91,15 +93,17 @@ def test_llama_cpp_says_what_transformers_says(case: str, tmp_path: Path) -> Non
     assert (logs - truth).abs().max() < 1e-4
 
 
-def test_a_plain_checkpoint_is_written_too(tmp_path: Path) -> None:
-    """A cut of `befit elastic` is one."""
-    original = tiny.original("llama", vocab_size=VOCAB, eos_token_id=0, bos_token_id=None)
-    original.save_pretrained(tmp_path / "cut")
+@pytest.mark.parametrize(("family", "architecture"), [("llama", "llama"), ("nemotron_h", "nemotron_h")])
+def test_a_cut_is_written_too(family: str, architecture: str, tmp_path: Path) -> None:
+    nested = nesteds.nested_of(family, vocab_size=VOCAB, eos_token_id=0, bos_token_id=None)
+    cut(nesteds.written(tmp_path, nested), tmp_path / "cut", budget="60%")
     tokenizer().save_pretrained(tmp_path / "cut")
     made = export_gguf(tmp_path / "cut", tmp_path / "cut.gguf")
+    assert made.architecture == architecture
+    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "cut", dtype=torch.float32)
     prompt = tiny.tokens(1, 40, VOCAB)[0].tolist()
     tokens, logs = llama_cpp.greedy(made.path, prompt, 12, VOCAB)
-    same, truth = llama_cpp.expected(original, prompt, tokens)
+    same, truth = llama_cpp.expected(model.eval(), prompt, tokens)
     assert tokens == same and (logs - truth).abs().max() < 1e-4
 
 
@@ -128,6 +132,17 @@ def test_smaller_formats_are_near(dtype: str, near: float, tmp_path: Path) -> No
     stored = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(made.path).tensors}
     assert stored["blk.0.attn_q.weight"] == {"fp16": "F16", "bf16": "BF16", "q8_0": "Q8_0"}[dtype]
     assert stored["blk.0.attn_norm.weight"] == "F32"
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "q8_0"])
+def test_a_hybrids_scan_stays_in_fp32(dtype: str, tmp_path: Path) -> None:
+    """llama.cpp ends the whole process where it does not."""
+    child(tmp_path / "child", "nemotron_h", HYBRID)
+    made = export_gguf(tmp_path, tmp_path / "child.gguf", dtype=dtype)
+    stored = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(made.path).tensors}
+    parts = ("ssm_a", "ssm_d", "ssm_dt.bias", "ssm_conv1d.weight", "ssm_norm.weight")
+    assert {stored[f"blk.0.{part}"] for part in parts} == {"F32"} and stored["blk.0.ssm_in.weight"] != "F32"
+    assert len(llama_cpp.greedy(made.path, tiny.tokens(1, 40, VOCAB)[0].tolist(), 2, VOCAB)[0]) == 2
 
 
 def test_layers_keep_their_sizes(tmp_path: Path) -> None:

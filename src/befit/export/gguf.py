@@ -213,7 +213,7 @@ class _File:
         """The number format of a tensor: vectors and what is no factor of a matrix product stay fp32."""
         from gguf import GGMLQuantizationType
 
-        if len(shape) < 2 or name.rsplit(".", 1)[0].endswith(("norm", "ssm_a", "ssm_d", "ssm_conv1d")):
+        if len(shape) < 2 or name.removesuffix(".weight").endswith(("norm", "ssm_a", "ssm_d", "ssm_conv1d")):
             return GGMLQuantizationType.F32
         if self.dtype == "q8_0" and shape[-1] % ZEROS:
             return GGMLQuantizationType.F16
