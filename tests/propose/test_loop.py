@@ -179,6 +179,12 @@ def crash(monkeypatch: pytest.MonkeyPatch, where: str, when: int) -> Callable[[R
     return dying(ANSWERS) if where == "call" else ANSWERS
 
 
+@pytest.fixture(scope="module")
+def whole(sandbox: Sandbox, images: Images, tmp_path_factory: pytest.TempPathFactory) -> list[Proposal]:
+    """The rows of a run that nobody stopped."""
+    return ran(sandbox, images, config(tmp_path_factory.mktemp("whole")), Scripted(write=ANSWERS))
+
+
 @pytest.mark.parametrize(
     ("where", "when"),
     [
@@ -193,9 +199,14 @@ def crash(monkeypatch: pytest.MonkeyPatch, where: str, when: int) -> Callable[[R
     ],
 )
 def test_a_run_that_is_killed_anywhere_ends_as_one_that_is_not(
-    where: str, when: int, sandbox: Sandbox, images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    where: str,
+    when: int,
+    sandbox: Sandbox,
+    images: Images,
+    whole: list[Proposal],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole = ran(sandbox, images, config(tmp_path / "whole"), Scripted(write=ANSWERS))
     with monkeypatch.context() as patched:
         model = Scripted(write=crash(patched, where, when))
         with pytest.raises(Killed):

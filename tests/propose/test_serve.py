@@ -8,17 +8,24 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pytest
 from transformers import GenerationConfig
 
+from befit.errors import BefitError
+from befit.progress import Item
 from befit.propose.attempts import Attempts, Cache, Recorded
 from befit.propose.client import Server, ServerConfig
+from befit.propose.config import ProposeConfig
+from befit.propose.job import TABLES
 from befit.propose.local import load
+from befit.propose.loop import propose
 from befit.propose.models import Completion, Message, Request
+from befit.propose.records import Records
 from chat_server import free_port
 from tiny_chat import save_tiny_chat
 
@@ -75,6 +82,41 @@ def recorded(server: Server, folder: Path, run: str) -> Iterator[Recorded]:
         server.close()
 
 
+def run_with_an_outage(serving: Serving, out: Path) -> None:
+    """`befit propose` at this server, which goes away after two proposals: the run stops, says so, and is resumed."""
+    told = ProposeConfig(
+        llm=f"http://127.0.0.1:{serving.port}/v1",
+        model=str(serving.model),
+        out=out,
+        proposals=4,
+        retries=0,
+        max_tokens=24,
+        patience=0.0,
+    )
+
+    def kill_after_two(items: Iterable[Item], label: str, total: int | None = None) -> Iterator[Item]:
+        del label, total
+        for place, item in enumerate(items):
+            if place == 2:
+                serving.stop()
+            yield item
+
+    with pytest.raises(BefitError, match=r"did not answer 3 times in a row.*befit resume"):
+        propose(replace(told, proposals=6), progress=kill_after_two)
+    with pytest.raises(BefitError, match=r"does not answer .*start the server"):
+        propose(told)
+    before = Records(out / TABLES).proposals()
+    assert [(row.number, row.calls, row.done) for row in before] == [(0, 1, True), (1, 1, True)]
+    serving.start()
+    summary = propose(told)
+    after = Records(out / TABLES).proposals()
+    assert after[:2] == before and [row.number for row in after] == [0, 1, 2, 3] and not summary["best"]
+    # Random weights write no networks; but each answer came, was read and has its reason.
+    assert summary["arms"][0]["funnel"]["returned"] == 4 and all(row.reason and row.prompt_tokens for row in after)
+    answered = [one for one in Attempts(out / TABLES).rows() if one.completion is not None and one.completion.answered]
+    assert len(answered) == len({one.key for one in answered}) == 4
+
+
 def test_a_run_goes_on_after_an_outage_with_nothing_lost_or_repeated(tmp_path: Path) -> None:
     folder = save_tiny_chat(tmp_path / "tiny")
     # The server draws only if the model says so, and from the likeliest 50 tokens unless it says otherwise.
@@ -103,6 +145,7 @@ def test_a_run_goes_on_after_an_outage_with_nothing_lost_or_repeated(tmp_path: P
             after = [model.complete(one) for one in ASKS[2:]]
             killer.join()
             rows = model.attempts.rows()
+        run_with_an_outage(serving, tmp_path / "propose")
     finally:
         serving.stop()
 
