@@ -28,7 +28,7 @@ LEVELS = {"needle": (160, 256, 512, 1024), "tool_call": (2, 4), "arithmetic": (1
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, help="a finished run of befit puzzle")
-    parser.add_argument("--items", type=int, default=96, help="of each task")
+    parser.add_argument("--items", type=int, default=64, help="of each task")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", action="store_true", help="also let models write answers")
     parser.add_argument("--json", type=Path, help="where to write the results")

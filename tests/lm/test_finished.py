@@ -87,6 +87,25 @@ def test_what_is_not_finished(workshop: Path, tmp_path: Path) -> None:
     assert [one.name for one in contenders(tmp_path, Place())] == ["parent", "half"]
 
 
+def test_an_export_for_vllm_is_the_child(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    served, out = workshop / "served", workshop / "served.json"
+    assert main(["export", str(workshop / "run"), "--to=vllm", f"--out={served}"]) == 0
+    command = [
+        "eval",
+        str(served),
+        f"--parent={workshop / 'run' / 'child'}",
+        "--tasks=tool_call",
+        "--levels=2",
+        "--items=3",
+    ]
+    command += ["--no-write", "--device=cpu", f"--out={out}"]
+    assert main([*command, "--trust-remote-code"]) == 0
+    nats = read_json(out)["tasks"]["tool_call"]["measures"]["nats"]["models"]["served"]
+    assert nats["difference"]["mean"] == pytest.approx(0, abs=1e-5)
+    capsys.readouterr()
+    assert main(command) == 2 and "--trust-remote-code" in capsys.readouterr().err
+
+
 def test_the_command_line_compares_and_the_report_shows_it(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, out = workshop / "run", workshop / "out.json"
     quick = ["--tasks=tool_call", "--levels=2", "--items=4", "--no-write", "--device=cpu"]

@@ -63,15 +63,17 @@ def checkpoint(source: str, place: Place, *, name: str | None = None) -> Contend
     if not (folder / "config.json").is_file():
         raise UnsupportedModel(f"{source} has no config.json; give a checkpoint folder or a run directory")
     return Contender(
-        name=name or Path(source).name, source=source, open=lambda: (_model(folder, place), tokenizer(folder))
+        name=name or Path(source).name,
+        source=source,
+        open=lambda: (_model(folder, place), tokenizer(folder, trust=place.trust)),
     )
 
 
-def tokenizer(folder: Path) -> Any:
+def tokenizer(folder: Path, *, trust: bool = False) -> Any:
     """The tokenizer of a checkpoint. Raises `UnsupportedModel` if there is none."""
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise UnsupportedModel(f"{folder} has no tokenizer; copy its parent's tokenizer files there")
-    return AutoTokenizer.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
 
 
 def _model(folder: Path, place: Place) -> Any:
