@@ -118,6 +118,20 @@ def test_a_tenth_of_the_speed_takes_ten_times_as_long(tmp_path: Path) -> None:
     assert "library" in line(fast, "More memory") and "a device of 800 TFLOP/s" in fast[1]
 
 
+def test_what_the_device_has_no_room_for_waits_elsewhere(tmp_path: Path) -> None:
+    """10^8 tokens of 4,096 channels, a layer's inputs and two outputs in bf16; the library of a 70B parent."""
+    parent = write(tmp_path / "8b", "llama", LLAMA_8B).parent
+    lines = plan(PuzzleConfig(parent=parent, local_tokens=10**8, **FAR), on="h200")
+    assert human("weight_bytes", 3 * 10**8 * 4096 * 2) in line(lines, "Hidden states")
+    assert not any(one.startswith("Hidden states") for one in plan(PuzzleConfig(parent=parent, **FAR), on="h200"))
+    large = write(tmp_path / "70b", "llama", LLAMA_70B).parent
+    kept, read = (
+        line(plan(PuzzleConfig(parent=large, parent_in=where, **FAR), on="h200"), "rank")
+        for where in ("memory", "disk")
+    )
+    assert "131 GiB" in kept and "7.10 GiB" in read
+
+
 def test_on_this_machine_the_speed_is_measured(tmp_path: Path) -> None:
     torch.manual_seed(0)
     lines = plan(PuzzleConfig(parent=write(tmp_path, "llama", {}).parent, device="cpu", **FAR))

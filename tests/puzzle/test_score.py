@@ -65,6 +65,27 @@ def test_reuse_gives_the_numbers_of_whole_children(
     assert len(options) == (5 if family == tiny.HYBRID else 5 * 4)
 
 
+def test_without_room_for_the_library_a_layer_at_a_time_is_read(
+    make_library: MakeLibrary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scores are the same bit by bit, and no layer but the last read is ever in memory."""
+    kept, spare = make_library(), make_library()
+    spare.loaded.clear()
+    wanted = score(kept, TOKENS, ScoreConfig(batch=2), folder=tmp_path / "kept")
+    assert len(kept.loaded) == 3
+    most = list[int]()
+    read = spare._read
+
+    def note(layer: int) -> dict[str, Tensor]:
+        most.append(len(spare.loaded) + 1)
+        return read(layer)
+
+    monkeypatch.setattr(module, "room", lambda _: 0)
+    monkeypatch.setattr(spare, "_read", note)
+    assert score(spare, TOKENS, ScoreConfig(batch=2), folder=tmp_path / "spare") == wanted
+    assert most == [1] * 9 and not spare.loaded  # three layers for each of three batches
+
+
 def test_singles_and_pairs_are_those_of_all_pairs(make_library: MakeLibrary, tmp_path: Path) -> None:
     library = make_library()
     truth = score(library, TOKENS, ScoreConfig(joint="all"), folder=tmp_path / "all")

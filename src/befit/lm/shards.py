@@ -5,6 +5,7 @@ layers of which one at a time has weights: reaching for a layer reads it and let
 the layers in order (ranking, blockwise distillation) needs the memory of one. `whole` makes an ordinary row of it.
 """
 
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,13 @@ class StreamedLayers(nn.ModuleList):
             empty = {name: torch.empty_like(tensor, device="meta") for name, tensor in layer.state_dict().items()}
             layer.load_state_dict(empty, assign=True)
             self.open = None
+
+
+def room(device: torch.device) -> int:
+    """Bytes that something may take for long on a device: half of what is free."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // 2
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") // 2
 
 
 def whole(model: BefitForCausalLM) -> None:

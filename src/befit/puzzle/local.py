@@ -28,6 +28,7 @@ from befit.lm.distill import normalised_mse
 from befit.lm.family import Family
 from befit.lm.modeling_befit import BefitForCausalLM, BefitLayer, Context
 from befit.lm.precision import mixed
+from befit.lm.shards import room
 from befit.lm.slice import KINDS, initial
 from befit.progress import Progress, silent
 from befit.puzzle.library import Library, flat, parent_layer
@@ -191,10 +192,8 @@ def _parent_outputs(
 
 
 def _place(size: int, device: torch.device) -> torch.device:
-    """Where a layer's inputs and both outputs, each of `size` bytes, wait: on a GPU if they take at most half of what is free."""
-    if device.type == "cuda" and 3 * size > torch.cuda.mem_get_info(device)[0] // 2:
-        return torch.device("cpu")
-    return device
+    """Where a layer's inputs and both outputs, each of `size` bytes, wait: beside the layer, or in the host's memory."""
+    return torch.device("cpu") if 3 * size > room(device) else device
 
 
 def _halves(

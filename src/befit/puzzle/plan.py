@@ -46,6 +46,8 @@ class Step:
     disk_bytes: float = 0.0
     memory_bytes: float = 0.0
     """At its peak, the parent included."""
+    host_bytes: float = 0.0
+    """Of hidden states that wait in the host's own memory, because the device has no room."""
     least_s: float = 0.0
     """Seconds that it takes however little work it is."""
 
@@ -79,7 +81,7 @@ def plan(config: PuzzleConfig, *, on: str | None = None) -> list[str]:
         f"budget    {budget}",
         f"space     {asked.space.size:.3g} architectures, up to {len(asked.space.blocks(shape.layers - 1))} options a layer",
         "",
-        *_table(_steps(config, asked, dtype), speed, device),
+        *_table(_steps(config, asked, dtype, device.memory_bytes), speed, device),
         "",
         f"Times are estimates from counted work at {human('flops', speed)} a second: {REACHED[device.kind]:.0%} ({basis}) of a "
         f"matrix product's {human('flops', product)} ({source}); nothing has been run."
@@ -125,6 +127,9 @@ def _table(steps: list[Step], speed: float, device: Device) -> list[str]:
         disk, memory = (human("weight_bytes", size) for size in (step.disk_bytes, step.memory_bytes))
         work = human("flops", step.flops) if step is not total else ""
         lines.append(f"{step.name:<12}{work:>12}{_duration(step.seconds(speed)):>10}{disk:>12}{memory:>12}")
+    host = max(step.host_bytes for step in steps)
+    if host:
+        lines += ["", f"Hidden states of the library stage, {human('weight_bytes', host)}, wait in the host's memory."]
     large = [step.name for step in steps if step.memory_bytes > device.memory_bytes]
     if large:
         lines += ["", f"More memory than this device has: {', '.join(large)}."]
@@ -153,8 +158,8 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds >= 2 else human("latency_ms", 1000 * seconds)
 
 
-def _steps(config: PuzzleConfig, asked: Asked, dtype: str) -> list[Step]:
-    """The stages with their work. One forward costs F a token, a training step three times that."""
+def _steps(config: PuzzleConfig, asked: Asked, dtype: str, room: float) -> list[Step]:
+    """The stages with their work on a device of `room` bytes. A forward costs F a token, a training step three times that."""
     space, shape, one = asked.space, asked.space.shape, Workload(batch=1, prompt=config.sequence, generate=1)
     parent = count(shape, shape.arch, one)
     width = BYTES[dtype]
@@ -175,15 +180,22 @@ def _steps(config: PuzzleConfig, asked: Asked, dtype: str) -> list[Step]:
     if config.parent_in == "disk":  # embedding and head, the largest layer, and its copy
         own = [block_cost(shape, block, one).params for block in shape.arch.blocks]
         resident = (parent.params - sum(own) + 2 * max(own)) * width
+    spare = (room - resident) / 2  # what hidden states may take of it
     return [
         Step(name="rank", flops=forward * config.rank_tokens, memory_bytes=resident),
         Step(
             name="library",
             flops=config.local_tokens * (forward + 3 * config.local.epochs * variants),
             disk_bytes=stored * width,
-            memory_bytes=resident + activations + largest * ADAM_BYTES,
+            memory_bytes=resident + largest * ADAM_BYTES + (activations if activations <= spare else 0.0),
+            host_bytes=activations if activations > spare else 0.0,
         ),
-        Step(name="score", flops=tokens * forward * (1 + replaced / 2), memory_bytes=weights + stored * width),
+        Step(
+            name="score",
+            flops=tokens * forward * (1 + replaced / 2),
+            # A library that is too large for the device is read anew for every batch, a layer at a time.
+            memory_bytes=weights + (stored if stored * width <= (room - weights) / 2 else largest) * width,
+        ),
         _measure_step(config, asked, dtype),
         Step(
             name="choose",

@@ -25,6 +25,7 @@ from befit.arch.decoder_space import DecoderSpace
 from befit.errors import BadData
 from befit.lm.distill import kl_given, parent_terms
 from befit.lm.modeling_befit import BefitForCausalLM, BefitLayer, Context
+from befit.lm.shards import room
 from befit.progress import Progress, silent
 from befit.puzzle.library import Library
 from befit.rundir import read_json, write_json
@@ -293,11 +294,19 @@ def _plan(space: DecoderSpace, layer: int, own: Block, config: ScoreConfig) -> l
 
 
 class _Halves:
-    """Sub-blocks of the library, made when first used."""
+    """Sub-blocks of the library, made when first used; kept for the next batch if memory has room for the whole library."""
 
     def __init__(self, library: Library) -> None:
         self.library = library
         self.made: dict[tuple[int, str, str], BefitLayer] = {}
+        files = [library.file(layer) for layer in range(library.space.shape.layers)]
+        self.keep = sum(file.stat().st_size for file in files if file.exists()) <= room(library.parent.device)
+
+    def done(self, layer: int) -> None:
+        """The batch goes on to the next layer."""
+        if not self.keep:
+            self.library.loaded.pop(layer, None)
+            self.made = {key: half for key, half in self.made.items() if key[0] != layer}
 
     def __call__(self, layer: int, kind: str, block: Block) -> BefitLayer:
         variant = block.attention if kind == "attention" else block.ffn
@@ -335,6 +344,8 @@ def _score_batch(
             values = compare(states).sum(1).tolist()
             table |= {block.name: v for block, v in zip(plan[start : start + at_once], values, strict=True)}
         sums.append(table)
+        del replaced
+        halves.done(layer)
     return {"base": base, "layers": sums}
 
 
