@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import platform
 import pydoc_data.topics
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -156,6 +157,11 @@ def main() -> None:
             cases.append(case(name, place, make(place), out))
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "gguf", "xllamacpp")}
     told = {"machine": platform.machine(), "versions": versions, "prompt": PROMPT, "kv_heads": HEADS, "widths": WIDTHS}
+    told |= {
+        "commit": subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+    }
     if arguments.json:
         arguments.json.write_text(json.dumps(told | {"cases": cases}, indent=1) + "\n")
 

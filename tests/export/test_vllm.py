@@ -115,6 +115,22 @@ def test_the_served_form_has_the_childs_logits(family: str, tmp_path: Path, monk
     assert torch.equal(read.generate(tokens, **how, pad_token_id=0), model.generate(tokens, **how, pad_token_id=0))
 
 
+@pytest.mark.parametrize(
+    ("family", "biases"),
+    [
+        ("llama", {"attention_bias": True, "qkv_bias": None, "mlp_bias": True}),
+        ("qwen2", {"attention_bias": False, "qkv_bias": True, "mlp_bias": False}),
+        ("mistral", {"attention_bias": False, "qkv_bias": None, "mlp_bias": False}),
+    ],
+)
+def test_engines_are_told_of_biases(family: str, biases: dict[str, Any], tmp_path: Path) -> None:
+    """They take `qkv_bias`, where it is given, for queries, keys and values, and `attention_bias` for the rest."""
+    parent = tiny.config(family, 5, **BIASED[family])
+    write_config(MIXED, shape_of(parent), tmp_path, base=parent)
+    told = json.loads((tmp_path / "config.json").read_text())
+    assert {name: told.get(name) for name in biases} == biases
+
+
 def test_absent_sub_blocks_have_no_tensors(tmp_path: Path) -> None:
     child(tmp_path / "child", "llama", MIXED)
     export_vllm(tmp_path / "child", tmp_path / "served")
