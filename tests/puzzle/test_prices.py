@@ -1,6 +1,7 @@
 """Prices: sums of options equal the closed forms and the latency table; throughput is latency in disguise."""
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from befit.cost.count import count
 from befit.cost.device import Device
 from befit.cost.latency import Correction, Latency, LatencyTable
 from befit.cost.workload import Workload
+from befit.errors import Infeasible
 from befit.lm.families import family_of
 from befit.puzzle.prices import Prices
 from befit.puzzle.score import Scores
@@ -108,3 +110,31 @@ def test_a_bound_on_throughput_is_one_on_latency() -> None:
     assert 0 < len(kept) < len(archs)
     assert kept == [arch for arch in archs if bounds["latency_ms"].met(prices.arch(arch)["latency_ms"])]
     assert bounds["attention_layers"].met(1) and not bounds["attention_layers"].met(0)
+
+
+def test_an_engines_least_step_bounds_what_children_can_gain() -> None:
+    space, workload = space_of(), Workload(batch=4, prompt=8, generate=16)
+    plain = prices_of(space, workload)
+    own = plain.arch(space.shape.arch)
+    least = 0.8 * own["decode_ms"]
+    prices = replace(plain, latency=replace(plain.latency, least_decode_ms=least))
+    fast = min(
+        (space.sample(random.Random(seed)) for seed in range(50)), key=lambda arch: plain.arch(arch)["decode_ms"]
+    )
+    assert plain.arch(fast)["decode_ms"] < least == prices.arch(fast)["decode_ms"]
+    told, table = prices.arch(fast), prices.latency.predict(fast)
+    assert (
+        told["latency_ms"]
+        == pytest.approx(told["prefill_ms"] + 16 * least)
+        == pytest.approx(table.latency_ms(workload))
+    )
+    assert told["tokens_per_s"] == pytest.approx(table.tokens_per_s(workload))
+    limit = 16 * least + 0.5 * own["prefill_ms"]
+    bounds = prices.bounds(Budget.parse(f"latency<={limit}ms"))
+    assert {(b.cost, round(b.value, 9)) for b in bounds if b.op == "<="} == {
+        ("latency_ms", round(limit, 9)),
+        ("prefill_ms", round(0.5 * own["prefill_ms"], 9)),
+    }
+    with pytest.raises(Infeasible, match="takes the engine at least") as error:
+        prices.bounds(Budget.parse(f"decode_ms<={least / 2}"))
+    assert error.value.binding == "decode_ms"

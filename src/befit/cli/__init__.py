@@ -11,6 +11,7 @@
     befit report       draw a run's report anew
     befit solve        choose options under bounds, from a plain table or a run directory
     befit measure      measure the cost table of a parent on this device
+    befit bench        measure checkpoints side by side, in PyTorch or in vLLM
     befit propose      let a language model write image classifiers, and keep the best
     befit fingerprint  say which proposed networks are the same, whatever their code looks like
     befit sandbox      say what proposed code is kept from on this machine, by trying it
@@ -30,6 +31,7 @@ from befit.cli.language import elastic_verb, measure_verb, parent_verb, puzzle_v
 from befit.cli.propose import fingerprint_verb, propose_verb
 from befit.cli.runs import cut_verb, report_verb, resume_verb
 from befit.cli.sandbox import sandbox_verb
+from befit.cli.serving import bench_verb
 from befit.errors import BefitError
 
 Verb = Callable[[Sequence[str]], None]
@@ -49,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "report": report_verb,
         "solve": solve_verb,
         "measure": measure_verb,
+        "bench": bench_verb,
         "propose": propose_verb,
         "fingerprint": fingerprint_verb,
         "sandbox": sandbox_verb,

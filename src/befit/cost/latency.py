@@ -98,6 +98,8 @@ class LatencyTable:
     """Fitted by `calibrate`."""
     decode: Correction = Correction()
     """Fitted by `calibrate`."""
+    least_decode_ms: float = 0.0
+    """No step of decode is shorter: what an engine's own scheduling takes while the GPU waits; 0 where nothing waits."""
     fitted_on: tuple[WholeRun, ...] = ()
     """Whole models behind the corrections."""
     held_out: tuple[WholeRun, ...] = ()
@@ -127,11 +129,11 @@ class LatencyTable:
         return total
 
     def predict(self, arch: DecoderArch) -> Latency:
-        """The fixed part plus every layer. Raises `IllegalArch` for a variant that was not measured."""
+        """The fixed part plus every layer, or the least that the engine allows. Raises `IllegalArch` for an unknown variant."""
         total = self.fixed()
         for block in arch.blocks:
             total += self.option_costs(block)
-        return total
+        return replace(total, decode_ms=max(total.decode_ms, self.least_decode_ms))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; `from_json` reads them back."""
@@ -144,7 +146,7 @@ class LatencyTable:
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> "LatencyTable":
         """Read what `to_json` wrote. Raises `BadTable` for an unknown or missing key."""
-        given = exact(LatencyTable, data)
+        given = exact(LatencyTable, {"least_decode_ms": 0.0} | dict(data))  # older tables do without
         for name in ("attention", "ffn"):
             given[name] = {variant: Latency(**exact(Latency, entry)) for variant, entry in given[name].items()}
         for name in ("fitted_on", "held_out"):

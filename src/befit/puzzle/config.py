@@ -44,6 +44,8 @@ class PuzzleConfig:
     """Tokens of the plain window variant; none takes a quarter of the workload's context, at most half a sequence."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute and to measure."""
+    engine: Literal["torch", "vllm"] = "torch"
+    """What measures times: PyTorch, or vLLM on a GPU, in which budgets are then met; vllm implies --target vllm."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Format of weights and activations; auto is bf16 on a GPU, fp32 on a CPU."""
     parent_in: Literal["memory", "disk"] = "memory"
@@ -80,6 +82,8 @@ class PuzzleConfig:
     """Of the order of the text and of the random baseline; local, polish and heal have seeds of their own."""
 
     def __post_init__(self) -> None:
+        if self.engine == "vllm" and self.target == "llama.cpp":
+            raise BadData("engine vllm measures children for vLLM, target is llama.cpp; leave one of them out")
         least = {"sequence": 2, "score_sequences": 1, "solutions": 1, "rank_tokens": 1, "local_tokens": 1, "rounds": 1}
         for name, smallest in least.items():
             if getattr(self, name) < smallest:

@@ -24,6 +24,9 @@ from befit.puzzle.batches import batches_of, fitted, with_room
 from befit.puzzle.config import PuzzleConfig
 from befit.puzzle.score import load_task
 from befit.rundir import Run, digest, read_tensors, write_tensors
+from befit.serve.engine import Setting
+from befit.serve.measured import check_generates
+from befit.serve.table import measured_on
 
 REDONE = ("parent_in", "budget", "baselines", "solutions", "polish", "heal", "rounds", "batches", "out")
 """Settings that may change in an existing run directory, because no finished stage depends on them alone."""
@@ -107,7 +110,8 @@ def space_of(config: PuzzleConfig, shape: DecoderShape, workload: Workload) -> D
             f"a window of {max(asked)} tokens cannot be scored on sequences of {config.sequence}; "
             "give a smaller window or a longer --sequence"
         )
-    return DecoderSpace(shape=shape, target=config.target, attention=attention, ffn=ffn, window=window)
+    target = "vllm" if config.engine == "vllm" else config.target
+    return DecoderSpace(shape=shape, target=target, attention=attention, ffn=ffn, window=window)
 
 
 @dataclass(kw_only=True)
@@ -136,6 +140,9 @@ class Job:
             device = this_device(config.device)
             dtype = chosen_dtype(config, device)
             workload = workload_of(config, dtype)
+            if config.engine == "vllm":
+                device = measured_on(device, Setting())
+                check_generates(workload)
             asked = check(config, budget, workload)
             run = Run(folder=config.out)
             if team.main:

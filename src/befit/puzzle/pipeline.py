@@ -11,7 +11,7 @@ with the same library, and solving goes on from there.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from befit.arch.decoder import DecoderArch
 from befit.cost.latency import Latency, LatencyTable
 from befit.cost.workload import Workload
-from befit.lm.child import save
+from befit.lm.child import arch_of, save
 from befit.lm.data import digest as tensor_digest
 from befit.lm.finished import note_healed
 from befit.lm.modeling_befit import BefitForCausalLM
@@ -41,6 +41,7 @@ from befit.puzzle.polish import TrueKl
 from befit.puzzle.prices import Prices
 from befit.puzzle.record import Findings, record
 from befit.puzzle.score import Metric, Scores, load_task, score_batches, score_task, scores_of
+from befit.puzzle.served import served_stage, served_times
 from befit.puzzle.task_score import asked
 from befit.rundir import digest, read_json, read_tensors, replacing_folder, write_json, write_tensors
 
@@ -63,7 +64,7 @@ def _puzzle(job: Job) -> dict[str, Any]:
     ranking = rank_stage(job)
     library = library_stage(job, ranking)
     scores = score_stage(job, library)
-    prices = {batch: price_stage(job, library.parent.config, batch) for batch in job.batches}
+    prices = price_stages(job, library.parent.config, job.batches)
     chosen = choose_stage(job, library, scores, prices)
     rivals = rival_stage(job, library, scores, prices[chosen.batch], chosen, ranking)
     rounds = [Made(library, chosen.arch)]
@@ -84,7 +85,8 @@ def _puzzle(job: Job) -> dict[str, Any]:
 def measure_only(config: PuzzleConfig, *, progress: Progress = silent) -> Prices:
     """Measure, or read, the cost table of a parent on this device, and nothing else."""
     job = Job.open(config, Team(), progress)
-    return price_stage(job, job.parent.model.config, job.workload.batch)
+    batch = job.workload.batch
+    return price_stages(job, job.parent.model.config, (batch,))[batch]
 
 
 class Made(NamedTuple):
@@ -155,6 +157,13 @@ def score_stage(job: Job, library: Library, number: int = 1) -> Scores:
     key = digest("score", library.key, repr(config), tensor_digest(rows))
     folder = job.team.shared_stage(job.run, _in_round("score", number), key, work, finish)
     return Scores.from_json(read_json(folder / "scores.json"))
+
+
+def price_stages(job: Job, parent: Any, batches: Sequence[int]) -> dict[int, Prices]:
+    """What every option costs at each batch size, by whatever the run measures with."""
+    if job.config.engine == "vllm":
+        return served_stage(job, parent, batches)
+    return {batch: price_stage(job, parent, batch) for batch in batches}
 
 
 def price_stage(job: Job, parent: Any, batch: int) -> Prices:
@@ -318,6 +327,9 @@ def with_measured(costs: Mapping[str, float], time: Latency, workload: Workload)
 
 
 def _times(job: Job, models: Mapping[str, BefitForCausalLM], workload: Workload) -> dict[str, Latency]:
+    if job.config.engine == "vllm":
+        archs = {name: arch_of(model.config) for name, model in models.items()}
+        return served_times(job, job.parent.model.config, archs, workload)
     effort = job.config.measure
     repeats, seconds = effort.repeats, effort.seconds / 2
     return measure_models(models, workload, job.device, repeats=repeats, seconds=seconds, progress=job.progress)

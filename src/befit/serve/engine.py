@@ -3,7 +3,7 @@
     with Vllm(Setting(), log=Path("vllm.log")) as engine:
         answer = engine(folder, [Workload(batch=256, prompt=128, generate=256)])
 
-A start is the dear part: about half a minute for `vllm serve`. Here one process starts one model after the other, without
+A start is the dear part: about half a minute for `vllm serve`. Here one process forks one engine after the other, without
 `torch.compile` (vLLM's own kernels instead, and CUDA graphs for decode as ever) and with graphs for the batch sizes of the
 workload alone, and a model serves all its workloads before the next one comes.
 """
@@ -22,6 +22,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
+
 from befit.cost.workload import Workload
 from befit.errors import BadTable, BefitError
 from befit.serve.measured import Measured, check_generates
@@ -30,12 +32,15 @@ from befit.serve.vllm_worker import graph_sizes
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """vLLM's names of the formats that it computes in."""
 QUIET = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine runs in the worker itself
+    "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",  # the worker asks its own engine for the model's size with a function
+    "VLLM_HOST_IP": "127.0.0.1",  # one machine: no names to look up, which takes long where there is no network
+    "GLOO_SOCKET_IFNAME": "lo",
+    "NCCL_SOCKET_IFNAME": "lo",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_NO_USAGE_STATS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-"""What the worker's environment says beside what the user's does."""
+"""The worker's environment where the user's says nothing else."""
 LOG_LINES = 12
 """Lines of the log that a failure shows."""
 
@@ -145,26 +150,30 @@ class Vllm:
         dummy: bool = True,
         prompts: Sequence[Sequence[int]] = (),
         generate: int = 32,
+        memory_share: float | None = None,
     ) -> Answer:
         """Start the model in `folder` (a checkpoint, or with `dummy` weights its configuration) and serve each workload.
 
-        `prompts` are token ids to continue greedily by `generate` tokens each. Raises `BefitError` with the end of the log if
-        vLLM fails, and as `options_of` does.
+        `memory_share` stands in for the setting's: vLLM lists every block of keys and values that fits, which takes long where
+        a small model leaves room for millions. `prompts` are token ids to continue greedily by `generate` tokens each.
+        Raises `BefitError` with the end of the log if vLLM fails, and as `options_of` does.
         """
+        options = options_of(workloads, self.setting, dummy=dummy)
+        options["gpu_memory_utilization"] = min(
+            memory_share or self.setting.memory_share, round(free_share() - 0.01, 3)
+        )
         job = {
             "folder": str(folder),
-            "options": options_of(workloads, self.setting, dummy=dummy),
+            "options": options,
             "workloads": [{"batch": w.batch, "prompt": w.prompt, "generate": w.generate} for w in workloads],
             "repeats": self.setting.repeats,
             "prompts": [list(prompt) for prompt in prompts],
             "generate": generate,
         }
-        told = self._ask(job)
-        if told.pop("last"):
-            self._end()
-        return read_answer(told)
+        return read_answer(self._ask(job), job["options"]["gpu_memory_utilization"])
 
     def __enter__(self) -> "Vllm":
+        self._begin()  # it imports while its owner does
         return self
 
     def __exit__(
@@ -176,12 +185,10 @@ class Vllm:
     def _environment(self) -> dict[str, str]:
         """The worker finds this befit, installed or not, where this process does."""
         places = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-        return {**QUIET, **os.environ, "PYTHONPATH": os.pathsep.join(places)} | {
-            "VLLM_ENABLE_V1_MULTIPROCESSING": QUIET["VLLM_ENABLE_V1_MULTIPROCESSING"]
-        }
+        return {**QUIET, **os.environ, "PYTHONPATH": os.pathsep.join(places)}
 
     def _ask(self, job: dict[str, Any]) -> dict[str, Any]:
-        process = self.process or self._begin()
+        process = self._begin()
         assert process.stdin is not None and process.stdout is not None
         line = ""
         with contextlib.suppress(BrokenPipeError):  # it has ended; what it said last is in the log
@@ -195,6 +202,8 @@ class Vllm:
         return json.loads(line)
 
     def _begin(self) -> "subprocess.Popen[str]":
+        if self.process is not None:
+            return self.process
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
@@ -223,9 +232,17 @@ class Vllm:
         self.process = None
 
 
-def read_answer(told: dict[str, Any]) -> Answer:
+def free_share() -> float:
+    """Share of the GPU's memory that no program holds; 1 where torch sees no GPU."""
+    if not torch.cuda.is_available():
+        return 1.0
+    free, total = torch.cuda.mem_get_info()
+    return free / total
+
+
+def read_answer(told: dict[str, Any], memory_share: float) -> Answer:
     """What a worker's line means; of several runs of a workload the fastest counts. Raises `BadTable` for another line."""
-    expected = {"start_s", "memory_bytes", "memory_share", "weight_bytes", "kv_tokens", "runs", "tokens"}
+    expected = {"start_s", "memory_bytes", "weight_bytes", "kv_tokens", "runs", "tokens"}
     if set(told) != expected:
         raise BadTable(f"a worker's answer must have the keys {sorted(expected)}, got {sorted(told)}")
     fastest = [min(runs, key=lambda run: run["total_ms"]) for runs in told["runs"]]
@@ -234,6 +251,6 @@ def read_answer(told: dict[str, Any]) -> Answer:
         runs=tuple(Measured(**run, **room) for run in fastest),
         start_s=told["start_s"],
         memory_bytes=told["memory_bytes"],
-        memory_share=told["memory_share"],
+        memory_share=memory_share,
         tokens=tuple(tuple(tokens) for tokens in told["tokens"]),
     )

@@ -8,6 +8,9 @@ squares for each phase, of relative errors and of times that are not negative:
 2. By option: the time of every option by itself, near the one that its size says (`LOOSE`), as near as the models allow
    (`NOISE`). This is where a width that fits the GPU's tiles badly gets its own time.
 
+An engine has its own work between two steps, which it does while the GPU computes. With models that are faster than that, the GPU
+waits: a step of decode takes the larger of both times. The smallest model there is tells the engine's.
+
 Puzzle (arXiv 2411.19146) measures options by differences; differences of two models have the noise of both, and here every model
 counts for all options that it holds.
 """
@@ -32,6 +35,9 @@ NOISE = 0.01
 LEAST_RUNS = 6
 """Models that a fit needs: one more than there are numbers in its first step."""
 
+ABOVE = 1.15
+"""Times the least step of decode from which on a step is the model's own."""
+
 Array = Any
 
 
@@ -47,19 +53,27 @@ class Setup:
     """Number format: fp32, bf16 or fp16."""
 
 
-def fit_table(setup: Setup, runs: Sequence[WholeRun], variants: Sequence[Variant]) -> LatencyTable:
+def fit_table(
+    setup: Setup, runs: Sequence[WholeRun], variants: Sequence[Variant], *, least_decode_ms: float = 0.0
+) -> LatencyTable:
     """A table with a time for each of `variants` (no-ops cost nothing and get none), fitted to whole models.
 
-    Raises `BadTable` for too few models, or for a model that holds a variant not among `variants`.
+    Steps of decode near `least_decode_ms`, which the engine itself takes with any model, say nothing about the options in
+    them. Raises `BadTable` for too few models, or for a model that holds a variant not among `variants`.
     """
-    if len(runs) < LEAST_RUNS:
-        raise BadTable(f"a fit to whole models needs at least {LEAST_RUNS} of them, got {len(runs)}; measure more")
     options = {variant.name: variant for variant in variants if not isinstance(variant, NoOp)}
-    counts = np.array([counted(run.arch, list(options)) for run in runs])
-    prefill, decode = (
-        _times(counts, list(options.values()), [getattr(run, phase) for run in runs])
-        for phase in ("prefill_ms", "decode_ms")
-    )
+
+    def fitted(phase: str, told: Sequence[WholeRun]) -> Array:
+        if len(told) < LEAST_RUNS:
+            raise BadTable(
+                f"a fit to whole models needs at least {LEAST_RUNS} of them, got {len(told)} whose {phase} says something; "
+                "measure more, or a workload in which models matter more than the engine"
+            )
+        counts = np.array([counted(run.arch, list(options)) for run in told])
+        return _times(counts, list(options.values()), [getattr(run, phase) for run in told])
+
+    prefill = fitted("prefill_ms", runs)
+    decode = fitted("decode_ms", [run for run in runs if run.decode_ms > ABOVE * least_decode_ms])
     times = [Latency(prefill_ms=float(p), decode_ms=float(d)) for p, d in zip(prefill, decode, strict=True)]
     named = dict(zip(options, times[1:], strict=True))
     return LatencyTable(
@@ -69,6 +83,7 @@ def fit_table(setup: Setup, runs: Sequence[WholeRun], variants: Sequence[Variant
         base=times[0],
         attention={name: time for name, time in named.items() if isinstance(options[name], Attention)},
         ffn={name: time for name, time in named.items() if isinstance(options[name], Ffn)},
+        least_decode_ms=least_decode_ms,
         fitted_on=tuple(runs),
     )
 

@@ -5,13 +5,14 @@ Prefill and decode are told apart inside one run (`befit.serve.measured`), each 
 shapes.
 """
 
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from befit.arch.decoder import DecoderArch, DecoderShape, Variant
+from befit.arch.decoder import Attention, Block, DecoderArch, DecoderShape, Ffn, NoOp, Variant
 from befit.arch.decoder_space import DecoderSpace
 from befit.cost.device import Device
 from befit.cost.latency import LatencyTable, WholeRun
@@ -29,6 +30,8 @@ FORMAT = 1
 """Part of every key: raise it when a change here makes stored tables wrong."""
 FIT_RUNS = 12
 """Models that a table is fitted to, at least: about 15 seconds each on a large GPU."""
+LITTLE = 0.1
+"""Share of the GPU's memory for a model of one attention layer, which it is enough for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +59,13 @@ def serve_arch(
 ) -> Answer:
     """Serve an architecture with made-up weights; `config` is the parent's transformers configuration.
 
-    Raises `UnsupportedModel` for what vLLM's model classes cannot express, and what the engine raises.
+    A model of one attention layer gets `LITTLE` of the memory. Raises `UnsupportedModel` for what vLLM's model classes cannot
+    express, and what the engine raises.
     """
     with tempfile.TemporaryDirectory(prefix="befit-") as name:
         write_config(arch, shape, Path(name), base=config, dtype=workloads[0].weights)
-        return engine(Path(name), workloads)
+        attends = sum(isinstance(block.attention, Attention) for block in arch.blocks)
+        return engine(Path(name), workloads, memory_share=LITTLE if attends == 1 else None)
 
 
 def measure_served(
@@ -78,7 +83,7 @@ def measure_served(
     `device` names vLLM as its engine (`measured_on`). Of `effort` the numbers of models count, at least `FIT_RUNS` in the fit.
     """
     fit_runs = max(effort.fit_runs, FIT_RUNS)
-    archs = [space.shape.arch, *spread(space, fit_runs + effort.held_out_runs - 1, workloads[0])]
+    archs = [smallest(space), space.shape.arch, *spread(space, fit_runs + effort.held_out_runs - 1, workloads[0])]
     answers = [
         serve_arch(engine, arch, space.shape, config, workloads)
         for arch in progress(archs, "measure in vLLM", len(archs))
@@ -88,9 +93,23 @@ def measure_served(
     for number, workload in enumerate(workloads):
         runs = [whole_run(arch, answer, number, workload) for arch, answer in zip(archs, answers, strict=True)]
         setup = Setup(device=device, workload=workload, dtype=workload.weights)
-        table = fit_table(setup, runs[:fit_runs], list(variants.values()))
-        tables.append(replace(table, held_out=tuple(runs[fit_runs:])))
-    return Priced(tables=tuple(tables), room=room_of(space.shape, workloads[0], archs, answers))
+        least, *others = runs
+        table = fit_table(setup, others[:fit_runs], list(variants.values()), least_decode_ms=least.decode_ms)
+        tables.append(replace(table, held_out=tuple(others[fit_runs:])))
+    return Priced(tables=tuple(tables), room=room_of(space.shape, workloads[0], archs[1:], answers[1:]))
+
+
+def smallest(space: DecoderSpace) -> DecoderArch:
+    """A child of which next to nothing is left: one layer, with the fewest KV heads and the narrowest FFN."""
+
+    def kv_heads(variant: Variant) -> int:
+        return variant.kv_heads if isinstance(variant, Attention) else space.shape.heads
+
+    def width(variant: Variant) -> float:
+        return variant.width if isinstance(variant, Ffn) else math.inf
+
+    first = Block(attention=min(space.attention_variants(0), key=kv_heads), ffn=min(space.ffn_variants(0), key=width))
+    return DecoderArch(blocks=(first, *[Block(attention=NoOp(), ffn=NoOp())] * (space.shape.layers - 1)))
 
 
 def whole_run(arch: DecoderArch, answer: Answer, number: int, workload: Workload) -> WholeRun:

@@ -2,71 +2,105 @@
 
     python -m befit.serve.vllm_worker
 
-A process of its own, because vLLM takes the GPU's memory and torch's settings for itself. Engines follow one another in it, so
-that a model costs a start of seconds: imports, CUDA and vLLM's look at the architecture are paid once. vLLM runs inside this
-process (no second one), with its own scheduler working ahead of the GPU as it does when it serves.
+A process of its own, which has imported all that vLLM's engine needs and has left the GPU alone: so vLLM can fork every engine
+from it. An engine then starts in seconds instead of half a minute, works beside the process that hands it requests, as in
+`vllm serve`, and leaves nothing behind on the GPU.
 
 Nothing here is caught: a job that fails ends the process, and its traceback is in the log.
 """
 
+import contextlib
 import gc
+import importlib
 import json
 import os
 import random
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 PROBES = 16
 """Requests of a batch whose first token is watched; the others report only when they are done, which costs the engine less."""
 GRAPHS = 4
 """Batch sizes with a CUDA graph for each workload: the batch and shares of it, for its end, when requests finish one by one."""
-FREED = 0.9
-"""Share of the memory free at the beginning that must be free again after a model; with less the process gives up its place."""
+ENGINE = (
+    "vllm.v1.engine.core",
+    "vllm.v1.worker.gpu_worker",
+    "vllm.v1.worker.gpu.model_runner",
+    "vllm.v1.attention.backends.flash_attn",
+    "vllm.model_executor.model_loader.dummy_loader",
+)
+"""What an engine imports when it starts; a version of vLLM without one of them only starts a little later."""
+MODELS = {
+    "LlamaForCausalLM": "vllm.model_executor.models.llama",
+    "DeciLMForCausalLM": "vllm.model_executor.models.nemotron_nas",
+}
+"""Classes that are registered as they are: vLLM would start a process to look at each, for half a minute."""
+
+FEW = 4
+"""Cores in half of the machine with fewer of which the two processes are not kept apart."""
 
 
 def main() -> None:
     """Answer jobs until there are no more."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever vLLM prints goes to the log
-    begin = _free_bytes()
+    for name in ENGINE:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    _register()
     for line in sys.stdin:
-        told = work(json.loads(line))
-        last = _free_bytes() < FREED * begin
-        answers.write(json.dumps(told | {"last": last}) + "\n")
+        answers.write(json.dumps(work(json.loads(line))) + "\n")
         answers.flush()
-        if last:
-            return
 
 
 def work(job: Mapping[str, Any]) -> dict[str, Any]:
     """Start a model, serve each workload, stop it.
 
     A job has `folder`, `options` (of vLLM's `LLM`), `workloads` (batch, prompt, generate), `repeats`, and `prompts`: token ids to
-    continue greedily, or nothing.
+    continue greedily by `generate` tokens each, or nothing.
     """
-    from vllm import LLM
-    from vllm.distributed import cleanup_dist_env_and_memory
+    from vllm import LLM  # pyright: ignore[reportMissingImports]
 
     begin = time.perf_counter()
-    options = dict(job["options"])
-    free, total = _memory()
-    options["gpu_memory_utilization"] = min(options["gpu_memory_utilization"], round(free / total - 0.01, 3))
+    options, cores = job["options"], os.sched_getaffinity(0)
+    engine, own = apart(cores)
+    os.sched_setaffinity(0, engine)  # which the engine inherits
     llm = LLM(model=job["folder"], **options)
-    told: dict[str, Any] = {"start_s": time.perf_counter() - begin, "memory_bytes": total}
-    told["memory_share"] = options["gpu_memory_utilization"]
-    told["weight_bytes"] = llm.apply_model(lambda model: sum(p.nbytes for p in model.parameters()))[0]
+    os.sched_setaffinity(0, own)
+    told: dict[str, Any] = {"start_s": time.perf_counter() - begin}
+    told["weight_bytes"], told["memory_bytes"] = llm.apply_model(_sizes)[0]
     told["kv_tokens"] = llm.llm_engine.vllm_config.cache_config.kv_cache_size_tokens
     told["runs"] = [_served(llm, workload, job["repeats"], options) for workload in job["workloads"]]
     told["tokens"] = _continued(llm, job["prompts"], job["generate"]) if job["prompts"] else []
+    llm.llm_engine.engine_core.shutdown()
     del llm
     gc.collect()
-    cleanup_dist_env_and_memory()
+    os.sched_setaffinity(0, cores)
     return told
 
 
-def graph_sizes(workloads: list[Mapping[str, int]]) -> list[int]:
+def apart(cores: set[int]) -> tuple[set[int], set[int]]:
+    """CPU cores for the engine and for this process, which share none, not even as two threads of one core.
+
+    Both are busy all the time; sharing a core made an engine a third slower, from its start to its end. Second threads are
+    numbered next to the first or half-way on: every other number of the lower half, the others of the upper half fit both.
+    """
+    ordered, half = sorted(cores), len(cores) // 2
+    if half < FEW:
+        return cores, cores
+    return set(ordered[:half:2]), set(ordered[half + 1 :: 2])
+
+
+def _register() -> None:
+    from vllm import ModelRegistry  # pyright: ignore[reportMissingImports]
+
+    for name, module in MODELS.items():
+        ModelRegistry.register_model(name, vars(importlib.import_module(module))[name])
+
+
+def graph_sizes(workloads: Sequence[Mapping[str, int]]) -> list[int]:
     """Batch sizes to capture."""
     return sorted({-(-w["batch"] * part // GRAPHS) for w in workloads for part in range(1, GRAPHS + 1)})
 
@@ -74,29 +108,34 @@ def graph_sizes(workloads: list[Mapping[str, int]]) -> list[int]:
 def _served(llm: Any, workload: Mapping[str, int], repeats: int, options: Mapping[str, Any]) -> list[dict[str, float]]:
     """One warm-up of a few requests, then the whole workload `repeats` times."""
     few = max(1, min(workload["batch"], options["max_num_batched_tokens"] // workload["prompt"]))
-    _run(llm, {**workload, "batch": few, "generate": 4})
+    _run(llm, {**workload, "batch": few, "generate": min(4, workload["generate"])})
     return [_run(llm, workload) for _ in range(repeats)]
 
 
 def _run(llm: Any, workload: Mapping[str, int]) -> dict[str, float]:
     """Milliseconds from the batch's arrival to every first token, to the mean first token, and to the last token of all."""
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
+    from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
+    from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
 
     engine, batch = llm.llm_engine, workload["batch"]
-    vocabulary = llm.llm_engine.model_config.get_vocab_size()
-    rng = random.Random(0)
+    vocabulary, rng = engine.model_config.get_vocab_size(), random.Random(0)
     probes = {str(i * (batch - 1) // max(1, min(PROBES, batch) - 1)) for i in range(min(PROBES, batch))}
-    for i in range(batch):
-        kind = RequestOutputKind.DELTA if str(i) in probes else RequestOutputKind.FINAL_ONLY
+    requests = []
+    for name in map(str, range(batch)):
         params = SamplingParams(
-            temperature=0.0, max_tokens=workload["generate"], ignore_eos=True, detokenize=False, output_kind=kind
+            temperature=0.0,
+            max_tokens=workload["generate"],
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA if name in probes else RequestOutputKind.FINAL_ONLY,
         )
         prompt = [rng.randrange(vocabulary) for _ in range(workload["prompt"])]
-        engine.add_request(str(i), {"type": "token", "prompt_token_ids": prompt}, params)
+        requests.append((name, {"type": "token", "prompt_token_ids": prompt}, params))
     first: dict[str, float] = {}
     gc.disable()  # a collection in the middle of a run is this process's own, not the model's
     begin = time.perf_counter()
+    for request in requests:
+        engine.add_request(*request)
     while engine.has_unfinished_requests():
         for output in engine.step():
             if output.request_id in probes and output.outputs[0].token_ids:
@@ -109,22 +148,18 @@ def _run(llm: Any, workload: Mapping[str, int]) -> dict[str, float]:
 
 def _continued(llm: Any, prompts: list[list[int]], generate: int) -> list[list[int]]:
     """Greedy continuations of token ids."""
-    from vllm import SamplingParams
+    from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
 
     params = SamplingParams(temperature=0.0, max_tokens=generate, ignore_eos=True, detokenize=False)
     found = llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
     return [list(one.outputs[0].token_ids) for one in found]
 
 
-def _memory() -> tuple[int, int]:
-    """Bytes of the GPU: free, and in all."""
+def _sizes(model: Any) -> tuple[int, int]:
+    """Bytes of a model's weights, and of the memory of the GPU it is on; asked of the engine, where both are."""
     import torch
 
-    return torch.cuda.mem_get_info()
-
-
-def _free_bytes() -> int:
-    return _memory()[0]
+    return sum(weight.nbytes for weight in model.parameters()), torch.cuda.mem_get_info()[1]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the worker's process finds in place of a GPU: 64 GiB, of which all but one are free."""
+"""What the worker's process finds in place of a GPU: 64 GiB."""
 
 import torch
 

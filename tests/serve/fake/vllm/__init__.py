@@ -1,16 +1,21 @@
 """As much of vLLM's interface as befit uses, without a model: a step reads some prompts, or gives every request a token.
 
-The tokens are those of a rule (each is the one before it, plus one); a folder named `broken` fails as an engine would.
+The tokens are those of a rule (each is the one before it, plus one). A step takes a while for every sub-block that the model has,
+so that small models are faster. A folder named `broken` fails as an engine would.
 """
 
 import json
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-__all__ = ["LLM", "SamplingParams"]
+__all__ = ["LLM", "ModelRegistry", "SamplingParams"]
+
+ModelRegistry = SimpleNamespace(register_model=lambda name, kind: None)
 
 
 class Engine:
@@ -19,7 +24,11 @@ class Engine:
     def __init__(self, config: dict[str, Any], options: dict[str, Any]) -> None:
         self.model_config = SimpleNamespace(get_vocab_size=lambda: config["vocab_size"])
         self.vllm_config = SimpleNamespace(cache_config=SimpleNamespace(kv_cache_size_tokens=1000))
+        self.engine_core = SimpleNamespace(shutdown=lambda: None)
         self.options = options
+        blocks = [half for block in config.get("block_configs", []) for half in block.values()]
+        present = sum(not half["no_op"] for half in blocks) if blocks else 2 * config.get("num_hidden_layers", 1)
+        self.step_s = 2e-4 * present
         self.waiting: list[Any] = []
         self.running: list[Any] = []
 
@@ -34,6 +43,7 @@ class Engine:
         return bool(self.waiting or self.running)
 
     def step(self) -> list[Any]:
+        time.sleep(self.step_s)
         room = self.options["max_num_batched_tokens"] - len(self.running)
         ready = list(self.running)
         while self.waiting and room > 0:
@@ -58,7 +68,8 @@ class LLM:
 
     def __init__(self, *, model: str, **options: Any) -> None:
         config = json.loads((Path(model) / "config.json").read_text())
-        print("vLLM says hello on stdout")  # which belongs to the answers
+        sys.stdout.write("vLLM says hello on stdout\n")  # which belongs to the answers
+        sys.stdout.flush()
         if Path(model).name == "broken":
             raise ValueError("this model cannot be served")
         assert 0 < options["gpu_memory_utilization"] <= 1

@@ -1,0 +1,5 @@
+"""Models."""
+
+
+class LlamaForCausalLM:
+    pass

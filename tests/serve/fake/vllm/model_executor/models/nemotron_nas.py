@@ -1,0 +1,5 @@
+"""Models."""
+
+
+class DeciLMForCausalLM:
+    pass
