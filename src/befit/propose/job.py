@@ -160,7 +160,7 @@ class ProposeJob:
         run = Run.open(config.out, config.to_json(), may_change=REDONE)
         records = Records(run.folder / TABLES)
         for lane in lanes:
-            lane.given = tuple(one for one in given if one.dataset == lane.dataset)
+            lane.given = tuple(one for one in given if one.dataset == lane.dataset and lane.space is None)
             rows = records.proposals(arm=lane.arm.name, dataset=lane.dataset, seed=lane.seed)
             lane.rows = [row for row in rows if row.done and row.number < config.proposals]
         return ProposeJob(

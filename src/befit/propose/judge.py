@@ -106,7 +106,9 @@ def judge_best(
     Raises `TrialFailed` if it cannot be trained; no test image has then been labelled.
     """
     arguments = _arguments(images, training, seed)
-    told = sandbox.run(fitting.state, source=source, arguments=arguments, limits=_limits(training, {}))
+    told = sandbox.run(
+        fitting.state, source=source, arguments=arguments, limits=_limits(training, {}), fresh=training.device != "cpu"
+    )
     if not told.ok:
         raise TrialFailed(told.message, reason=told.reason or "crash")
     tensors = _tensors(told.value)

@@ -7,6 +7,7 @@ one that was under way, asks for no answer that it has, and ends with the rows o
 """
 
 import re
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -90,7 +91,9 @@ def propose_one(job: ProposeJob, lane: Lane, number: int, gate: Gate, training: 
     row = Proposal(arm=lane.arm.name, dataset=lane.dataset, seed=lane.seed, number=number, form=config.form)
     job.records.write(row)
     scored = lane.scored(number)
+    begin = time.perf_counter()
     model = _recorded(job, lane.proposer.model(number, scored, job.run.folder / "learn" / slug(lane.name)))
+    learning = time.perf_counter() - begin
     archive = replace(config.archive, at_least=lane.threshold)
     shown = choose(scored, number, lane.rng(number, "choose"), archive, dataset=lane.dataset, similar=similar)
     prompt = build(
@@ -107,6 +110,7 @@ def propose_one(job: ProposeJob, lane: Lane, number: int, gate: Gate, training: 
         parent=shown.parent.number if shown.parent is not None else None,
         examples=prompt.examples,
         dropped=len(prompt.dropped),
+        call_seconds=learning,
     )
     row = ask(job, lane, row, prompt, model, gate)
     if row.stage == "new-graph":

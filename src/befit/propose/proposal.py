@@ -122,7 +122,7 @@ class Proposal:
     price: float | None = None
     """Of all its calls; None where it is not known."""
     call_seconds: float = 0.0
-    """In calls, rests included."""
+    """In calls, rests included, and in what a proposer that learns did before them."""
     gate_seconds: float = 0.0
     """In the gate."""
     train_seconds: float = 0.0

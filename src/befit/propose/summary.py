@@ -34,7 +34,7 @@ def record(job: ProposeJob, best: Mapping[str, Best]) -> dict[str, Any]:
         "kind": "proposals",
         "befit": befit_version(),
         "run": str(config.out),
-        "title": f"{config.llm} proposes for {', '.join(job.images)}: {config.budget or 'no budget'}",
+        "title": f"{config.arms or config.llm} for {', '.join(job.images)}: {config.budget or 'no budget'}",
         "made": strftime("%Y-%m-%dT%H:%M:%SZ", gmtime()),
         "command": _command(job),
         "device": {
