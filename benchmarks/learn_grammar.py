@@ -195,7 +195,8 @@ def compare(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         grammar, learn = ([run[name] for run in runs if run["arm"] == arm] for arm in ("grammar", "learn"))
         row: dict[str, Any] = {"measure": name, "grammar": statistics.mean(grammar), "learn": statistics.mean(learn)}
         if (test := welch([grammar], [learn])) is not None:
-            half = stats.t.ppf(0.975, test.df) * abs(test.difference / test.t) if test.t else math.inf
+            error = math.sqrt(sum(statistics.variance(arm) / len(arm) for arm in (grammar, learn)))
+            half = float(stats.t.ppf(0.975, test.df)) * error
             row |= asdict(test) | {"difference_95": [test.difference - half, test.difference + half]}
             row |= {"grammar_deviation": statistics.stdev(grammar), "learn_deviation": statistics.stdev(learn)}
             row["hedges_g"] = effect.g if (effect := hedges_g([grammar], [learn])) is not None else None
