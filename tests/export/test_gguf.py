@@ -1,3 +1,5 @@
+import inspect
+import json
 from pathlib import Path
 from typing import Any
 
@@ -5,8 +7,10 @@ import gguf
 import pytest
 import torch
 from tests.elastic import nesteds
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import TikTokenConverter
+from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 import llama_cpp
 import tiny
@@ -14,6 +18,7 @@ from befit.arch.decoder import Attention, DecoderArch, Linear, Mamba
 from befit.elastic.cut import cut
 from befit.errors import UnsupportedModel
 from befit.export.gguf import export_gguf, neighbours
+from befit.export.gguf_tokenizer import RULES, read_tokens
 from befit.lm.child import build, config_for, save
 from export.test_vllm import arch, block
 
@@ -202,3 +207,66 @@ def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
     child(tmp_path / "child", "llama", SAME)
     with pytest.raises(UnsupportedModel, match="q8_0, got 'int4'"):
         export_gguf(tmp_path, tmp_path / "child.gguf", dtype="int4")
+
+
+def ruled(folder: Path, pattern: str, ignore_merges: bool = False) -> PreTrainedTokenizerFast:
+    """The tokenizer with text split by a regular expression first, saved."""
+    made = tokenizer()
+    split = pre_tokenizers.Split(Regex(pattern), "isolated")
+    made.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    made.save_pretrained(folder)
+    told = json.loads((folder / "tokenizer.json").read_text())
+    told["model"]["ignore_merges"] = ignore_merges
+    (folder / "tokenizer.json").write_text(json.dumps(told))
+    return made
+
+
+TIKTOKEN = inspect.signature(TikTokenConverter.__init__).parameters["pattern"].default
+"""transformers' own copy of the rule of Llama 3."""
+
+
+@pytest.mark.parametrize(
+    ("pattern", "ignore", "name"),
+    [
+        (TIKTOKEN, True, "llama-bpe"),
+        (TIKTOKEN, False, "smaug-bpe"),
+        (PRETOKENIZE_REGEX, False, "qwen2"),
+        (next(rule for rule, name in RULES.items() if name == "tekken"), True, "tekken"),
+    ],
+)
+def test_llama_cpp_knows_the_rule_by_its_name(pattern: str, ignore: bool, name: str, tmp_path: Path) -> None:
+    child(tmp_path / "child", "llama", MIXED)
+    own = ruled(tmp_path / "child", pattern, ignore)
+    assert read_tokens(tmp_path / "child", VOCAB).rule == name
+    made = export_gguf(tmp_path, tmp_path / "child.gguf")
+    text = "river's STONES 1234567 small\n\n\n  lights    underLight. it'll /path"
+    answer = llama_cpp.complete(made.path, text, 1)
+    assert answer["usage"]["prompt_tokens"] == len(own(text)["input_ids"])
+
+
+def test_a_tokenizer_that_llama_cpp_cannot_have_is_refused(tmp_path: Path) -> None:
+    child(tmp_path / "child", "llama", MIXED)
+    file = tmp_path / "child" / "tokenizer.json"
+    told = json.loads(file.read_text())
+    ruled(tmp_path / "child", r"\s+|\S+")
+    with pytest.raises(UnsupportedModel, match="splits text by a rule that has no name"):
+        export_gguf(tmp_path, tmp_path / "child.gguf")
+    file.write_text(json.dumps(told | {"model": told["model"] | {"byte_fallback": True}}))
+    with pytest.raises(UnsupportedModel, match="SentencePiece"):
+        export_gguf(tmp_path, tmp_path / "child.gguf")
+    file.unlink()
+    with pytest.raises(UnsupportedModel, match=r"no tokenizer\.json"):
+        export_gguf(tmp_path, tmp_path / "child.gguf")
+    assert not (tmp_path / "child.gguf").exists()
+
+
+def test_rows_without_a_token_are_padding(tmp_path: Path) -> None:
+    tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
+    found = read_tokens(tmp_path, VOCAB + 2)
+    assert found.tokens[-2:] == (f"[PAD{VOCAB}]", f"[PAD{VOCAB + 1}]") and found.kinds[-2:] == (5, 5)
+    assert found.kinds[0] == 3 and not found.add_bos and found.chat_template == "{{ messages }}"
+    with pytest.raises(UnsupportedModel, match="only 5 rows"):
+        read_tokens(tmp_path, 5)
