@@ -266,6 +266,19 @@ def test_genomes_and_changes_go_through_the_same_loop(
     assert "nn.Sequential(nn.Flatten()" in rows[1].source
 
 
+def test_networks_of_lemur_are_shown_from_the_start(sandbox: Sandbox, images: Images, tmp_path: Path) -> None:
+    (tmp_path / "lemur").mkdir()
+    (tmp_path / "lemur" / "old.py").write_text(net(7).split("\n", 1)[1].removesuffix("```"))
+    (tmp_path / "lemur" / "stat.csv").write_text("nn,dataset,accuracy\nold,arrays,0.99\n")
+    told = config(tmp_path / "run", proposals=2, lemur=tmp_path / "lemur", form="search-replace")
+    change = "<<<<<<< SEARCH\n        return self.b(\n=======\n        return 2 * self.b(\n>>>>>>> REPLACE"
+    model = Scripted(write=by_number([change, net(8)], net(9)))
+    rows = ran(sandbox, images, told, model)
+    assert rows[0].parent == -1 and "99.0% (LEMUR's old, 1 epoch)" in model.asked[0].messages[1].content
+    assert [row.accuracy is not None for row in rows] == [True, True]
+    assert all(row.number >= 0 for row in rows), "they are shown, and are no results of this run"
+
+
 def test_a_whole_run_leaves_the_best(images: Images, tmp_path: Path) -> None:
     summary = propose(config(tmp_path, proposals=2), model=Scripted(write=ANSWERS), data=images)
     assert summary["kind"] == "proposals" and summary["arms"][0]["funnel"]["trained"] == 2
