@@ -1,3 +1,4 @@
+import importlib
 import json
 import os
 import subprocess
@@ -303,3 +304,26 @@ def test_a_child_is_still_a_child(tmp_path: Path) -> None:
     model = child(tmp_path / "child", "llama", MIXED)
     export_vllm(tmp_path, tmp_path / "served")
     assert torch.equal(load(tmp_path / "child")(tiny.tokens()).logits, model(tiny.tokens()).logits)
+
+
+@pytest.mark.gpu
+@pytest.mark.vllm
+def test_stock_vllm_gives_the_childs_tokens(tmp_path: Path) -> None:
+    """Sizes that its kernels have: heads of 64 channels, widths that are multiples of 256 but for one."""
+    vllm: Any = importlib.import_module("vllm")
+    sizes: dict[str, Any] = {"hidden_size": 256, "head_dim": 64, "vocab_size": 512, "eos_token_id": None}
+    model = child(tmp_path / "child", "llama", MIXED, **sizes)
+    made = export_vllm(tmp_path, tmp_path / "served", dtype="bf16")
+    (made.folder / "tokenizer.json").unlink()
+    settings: dict[str, Any] = {"trust_remote_code": True, "skip_tokenizer_init": True, "gpu_memory_utilization": 0.2}
+    engine = vllm.LLM(str(made.folder), enforce_eager=True, max_model_len=128, **settings)
+    prompts = tiny.tokens(4, 24, 512).tolist()
+    how = vllm.SamplingParams(temperature=0, max_tokens=16, ignore_eos=True, detokenize=False)
+    model = model.to("cuda", torch.bfloat16)
+    for prompt, answer in zip(prompts, engine.generate([{"prompt_token_ids": p} for p in prompts], how), strict=True):
+        tokens = list(answer.outputs[0].token_ids)
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + tokens[:-1]], device="cuda")).logits[0, len(prompt) - 1 :].float()
+        chosen = logits.gather(1, torch.tensor(tokens, device="cuda")[:, None])[:, 0]
+        # bf16 has eight bits, of which two such sums may lose three: what was chosen may be that little below the largest.
+        assert (logits.amax(1) - chosen <= logits.abs().amax(1) * 2**-5).all()
