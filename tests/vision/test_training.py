@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from befit.errors import BadData, TrialFailed
 from befit.vision.data import Images, from_arrays, load_images
-from befit.vision.training import TrainConfig, accuracy, augmentation, augmented, optimizer_of, rate, train
+from befit.vision.training import TrainConfig, accuracy, augmentation, augmented, fit, optimizer_of, rate, train
 
 
 @pytest.fixture(scope="module")
@@ -213,3 +213,14 @@ def test_wrong_settings(wrong: dict[str, Any], message: str) -> None:
 def test_on_a_gpu(digits: Images) -> None:
     found = train(small(), digits, TrainConfig(epochs=15), device="cuda")
     assert found.accuracy >= 0.95
+
+
+def test_fit_leaves_the_weights_that_train_leaves_and_looks_at_no_other_split(digits: Images) -> None:
+    config = TrainConfig(epochs=2)
+    first, second = small(), small()
+    train(first, digits, config, seed=4)
+    nothing = digits.train.take(torch.zeros(0, dtype=torch.int64))
+    assert fit(second, replace(digits, validation=nothing), config, seed=4) == 2
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
