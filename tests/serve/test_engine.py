@@ -9,7 +9,7 @@ from befit.cost.workload import Workload
 from befit.errors import BadBudget, BadTable, BefitError
 from befit.rundir import write_json
 from befit.serve.engine import Setting, Vllm, find_vllm, options_of, read_answer
-from befit.serve.vllm_worker import apart, graph_sizes
+from befit.serve.vllm_worker import graph_sizes
 
 WORK = Workload(batch=5, prompt=8, generate=4)
 LONG = Workload(batch=2, prompt=100, generate=3)
@@ -118,13 +118,3 @@ def test_the_fastest_of_several_runs_counts() -> None:
     assert answer.memory_share == 0.5 and answer.tokens == ((1, 2),)
     with pytest.raises(BadTable, match="kv_tokens"):
         read_answer({name: value for name, value in TOLD.items() if name != "kv_tokens"}, 0.5)
-
-
-@pytest.mark.parametrize("siblings", [lambda core: core // 2, lambda core: core % 8])
-def test_engine_and_worker_share_no_core(siblings: Any) -> None:
-    engine, own = apart(set(range(16)))
-    assert len(engine) == len(own) == 4
-    cores = [{siblings(cpu) for cpu in cpus} for cpus in (engine, own)]
-    assert not cores[0] & cores[1]
-    assert len(cores[0]) == len(cores[1]) == 4  # nor two of one core within either
-    assert apart({0, 1}) == ({0, 1}, {0, 1})

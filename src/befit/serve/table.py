@@ -83,7 +83,9 @@ def measure_served(
     `device` names vLLM as its engine (`measured_on`). Of `effort` the numbers of models count, at least `FIT_RUNS` in the fit.
     """
     fit_runs = max(effort.fit_runs, FIT_RUNS)
-    archs = [smallest(space), space.shape.arch, *spread(space, fit_runs + effort.held_out_runs - 1, workloads[0])]
+    others = spread(space, fit_runs + effort.held_out_runs - 1, workloads[0])
+    # The smallest last: the first model in a new process waits for kernels that are compiled for it.
+    archs = [space.shape.arch, *others, smallest(space)]
     answers = [
         serve_arch(engine, arch, space.shape, config, workloads)
         for arch in progress(archs, "measure in vLLM", len(archs))
@@ -93,10 +95,10 @@ def measure_served(
     for number, workload in enumerate(workloads):
         runs = [whole_run(arch, answer, number, workload) for arch, answer in zip(archs, answers, strict=True)]
         setup = Setup(device=device, workload=workload, dtype=workload.weights)
-        least, *others = runs
-        table = fit_table(setup, others[:fit_runs], list(variants.values()), least_decode_ms=least.decode_ms)
-        tables.append(replace(table, held_out=tuple(others[fit_runs:])))
-    return Priced(tables=tuple(tables), room=room_of(space.shape, workloads[0], archs[1:], answers[1:]))
+        least = runs.pop()
+        table = fit_table(setup, runs[:fit_runs], list(variants.values()), least_decode_ms=least.decode_ms)
+        tables.append(replace(table, held_out=tuple(runs[fit_runs:])))
+    return Priced(tables=tuple(tables), room=room_of(space.shape, workloads[0], archs[:-1], answers[:-1]))
 
 
 def smallest(space: DecoderSpace) -> DecoderArch:

@@ -38,9 +38,6 @@ MODELS = {
 }
 """Classes that are registered as they are: vLLM would start a process to look at each, for half a minute."""
 
-FEW = 4
-"""Cores in half of the machine with fewer of which the two processes are not kept apart."""
-
 
 def main() -> None:
     """Answer jobs until there are no more."""
@@ -64,11 +61,8 @@ def work(job: Mapping[str, Any]) -> dict[str, Any]:
     from vllm import LLM  # pyright: ignore[reportMissingImports]
 
     begin = time.perf_counter()
-    options, cores = job["options"], os.sched_getaffinity(0)
-    engine, own = apart(cores)
-    os.sched_setaffinity(0, engine)  # which the engine inherits
+    options = job["options"]
     llm = LLM(model=job["folder"], **options)
-    os.sched_setaffinity(0, own)
     told: dict[str, Any] = {"start_s": time.perf_counter() - begin}
     told["weight_bytes"], told["memory_bytes"] = llm.apply_model(_sizes)[0]
     told["kv_tokens"] = llm.llm_engine.vllm_config.cache_config.kv_cache_size_tokens
@@ -77,20 +71,7 @@ def work(job: Mapping[str, Any]) -> dict[str, Any]:
     llm.llm_engine.engine_core.shutdown()
     del llm
     gc.collect()
-    os.sched_setaffinity(0, cores)
     return told
-
-
-def apart(cores: set[int]) -> tuple[set[int], set[int]]:
-    """CPU cores for the engine and for this process, which share none, not even as two threads of one core.
-
-    Both are busy all the time; sharing a core made an engine a third slower, from its start to its end. Second threads are
-    numbered next to the first or half-way on: every other number of the lower half, the others of the upper half fit both.
-    """
-    ordered, half = sorted(cores), len(cores) // 2
-    if half < FEW:
-        return cores, cores
-    return set(ordered[:half:2]), set(ordered[half + 1 :: 2])
 
 
 def _register() -> None:
