@@ -36,10 +36,15 @@ def main() -> None:
     parser.add_argument("--workload", default="batch=64,prompt=384,generate=128")
     parser.add_argument("--local-tokens", type=int, default=262_144)
     parser.add_argument("--heal-tokens", type=int, default=1_000_000)
+    parser.add_argument("--sequence", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rounds", type=int, nargs="+", default=[1, 2, 3])
     asked = parser.parse_args()
-    settings = {name: getattr(asked, name) for name in ("budget", "workload", "local_tokens", "heal_tokens")}
+    settings = {
+        name: getattr(asked, name)
+        for name in ("budget", "workload", "local_tokens", "heal_tokens", "sequence", "batch")
+    }
     rows: list[dict[str, Any]] = []
     if asked.results.exists() and (old := read_json(asked.results))["settings"] == settings:
         rows = old["rows"]
@@ -49,10 +54,10 @@ def main() -> None:
             workload=asked.workload,
             out=asked.out / str(seed),
             device=asked.device,
-            sequence=256,
+            sequence=asked.sequence,
             local_tokens=asked.local_tokens,
             local=LocalConfig(seed=seed),
-            heal=HealConfig(tokens=asked.heal_tokens, batch=16, seed=seed),
+            heal=HealConfig(tokens=asked.heal_tokens, batch=asked.batch, seed=seed),
             polish=PolishConfig(seed=seed),
             measure=Effort(fit_runs=1, held_out_runs=1, repeats=2, seconds=0.1),
             seed=seed,

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from befit.arch.decoder import DecoderArch, Mamba
 from befit.budget import Budget
 from befit.cli import main
 from befit.lm.child import arch_of
+from befit.puzzle import pipeline
 from befit.rundir import read_json, read_tensors
 
 BUDGET = "memory=70%"
@@ -218,6 +220,7 @@ def test_measuring_alone_is_kept_for_the_run(workshop: Path, capsys: pytest.Capt
 
 STOPS = """
 import os, signal, sys
+from dataclasses import replace
 from pathlib import Path
 
 plain, name = Path.replace, sys.argv[1]
@@ -304,3 +307,29 @@ def test_another_number_of_rounds_keeps_what_they_share(workshop: Path, tmp_path
     reused = stages(run)
     assert all(reused[name] for name in (*EARLY, "choose"))
     assert not any(reused[name] for name in ("heal round 1", "score round 2", "choose round 2", "heal child"))
+
+
+def test_a_parent_without_room_is_timed_at_its_own_batch(
+    workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = list[tuple[str, int]]()
+    measure = pipeline.measure_models
+
+    def watched(models: Any, workload: Any, *rest: Any, **named: Any) -> Any:
+        timed.extend((name, workload.batch) for name in models)
+        found = measure(models, workload, *rest, **named)
+        return {name: replace(one, decode_ms=1.0, prefill_ms=1.0) for name, one in found.items()}
+
+    monkeypatch.setattr(pipeline, "measure_models", watched)
+    parent = summary(workshop / "run")["parent"]  # at a batch of one
+    limit = (parent["weight_bytes"] + 2.5 * parent["cache_bytes"]) / 1024
+    command = tiny_run.command(workshop, tmp_path / "run", f"memory={limit}KiB, throughput>=1.5x")
+    command += ["--workload=batch=4,prompt=8,generate=4", "--baselines"]
+    assert main(command) == 0
+    told = summary(tmp_path / "run")
+    assert told["workload"]["batch"] == 4 and {batch for name, batch in timed if name == "parent"} == {2}
+    assert {batch for name, batch in timed if name != "parent"} == {4}
+    assert told["parent"]["memory_bytes"] == parent["weight_bytes"] + 2 * parent["cache_bytes"]
+    speeds = [told[name]["tokens_per_s"]["measured"] for name in ("parent", "child")]
+    assert speeds[1] == pytest.approx(2 * speeds[0])  # the same time for twice as many
+    assert any("no room for 4 requests" in note for note in told["notes"])

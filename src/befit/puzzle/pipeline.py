@@ -31,6 +31,7 @@ from befit.lm.team import Team
 from befit.lm.timing import measure_models, measure_table, table_key
 from befit.progress import Progress, silent
 from befit.puzzle import baselines
+from befit.puzzle.batches import fitted
 from befit.puzzle.choose import TIMED, Chooser, Chosen, affordable
 from befit.puzzle.config import PuzzleConfig
 from befit.puzzle.heal import HealConfig, HealResult, heal
@@ -191,12 +192,12 @@ def choose_stage(job: Job, library: Library, scores: Scores, prices: Mapping[int
     timed = any(bound.cost in TIMED for bound in job.budget.bounds)
 
     def measure(arch: DecoderArch, batch: int) -> tuple[dict[str, float], dict[str, float]]:
-        # Side by side, so that a drifting clock touches both; relative bounds mean the parent at the workload's own batch.
+        # Relative bounds mean the parent at the workload's own batch; it may have no room for the child's.
         base, own = job.workload, prices[batch].workload
-        models = {"parent": library.parent, "child": library.assemble(arch)}
-        times = _times(job, models, own)
-        if own != base:
-            times |= _times(job, {"parent": library.parent}, base)
+        parent, child = {"parent": library.parent}, {"child": library.assemble(arch)}
+        # Side by side where they can be, so that a drifting clock touches both.
+        turns = [(parent | child, own)] if own == base else [(child, own), (parent, base)]
+        times = {name: time for models, at in turns for name, time in _times(job, models, at).items()}
         parent_costs = prices[base.batch].arch(job.space.shape.arch)
         return with_measured(parent_costs, times["parent"], base), with_measured(
             prices[batch].arch(arch), times["child"], own
@@ -276,13 +277,21 @@ def evaluate_stage(
     healed: Mapping[str, tuple[BefitForCausalLM, HealResult]],
     batch: int,
 ) -> dict[str, Any]:
-    """Loss, KL and measured times of parent, child and baselines, on text that chose nothing."""
+    """Loss, KL and measured times of parent, child and baselines, on text that chose nothing.
+
+    Where the parent has no room for the child's batch, it is timed at its own.
+    """
     parent, rows = made["child"].library.parent, job.final_rows
     workload = replace(job.workload, batch=batch)
+    beside = workload if fitted(workload, job.budget, job.space.shape) == workload else job.workload
 
     def make(folder: Path) -> None:
-        models = {"parent": parent} | {name: model for name, (model, _) in healed.items()}
-        times = _times(job, models, workload)
+        own = {"parent": parent}
+        models = own | {name: model for name, (model, _) in healed.items()}
+        if beside == workload:
+            times = _times(job, models, workload)
+        else:
+            times = _times(job, {n: m for n, m in models.items() if n not in own}, workload) | _times(job, own, beside)
         told: dict[str, Any] = {}
         for name in job.progress(list(models), "evaluate", len(models)):
             quality = evaluate(models[name], rows, parent)
@@ -290,11 +299,9 @@ def evaluate_stage(
                 quality if name == "parent" else evaluate(made[name].library.assemble(made[name].arch), rows, parent)
             )
             told[name] = _told(quality, before, times[name])
-        at_base = times
-        if workload != job.workload:
-            at_base = _times(job, {"parent": parent}, job.workload)
+        at_base = times if beside == job.workload else _times(job, own, job.workload)
         base = _told_time(at_base["parent"])
-        write_json(folder / "results.json", {"models": told, "parent_at_base": base})
+        write_json(folder / "results.json", {"models": told, "parent_batch": beside.batch, "parent_at_base": base})
 
     children = {name: one.arch.to_json() for name, one in made.items()}, repr(job.config.heal)
     key = digest("evaluate", made["child"].library.key, children, workload, job.device, tensor_digest(rows))

@@ -51,7 +51,8 @@ def record(found: Findings) -> dict[str, Any]:
     own, base, results = found.prices[chosen.batch], found.prices[job.workload.batch], found.results["models"]
     models = {name: _model(own, arch, results[name]) for name, arch in found.archs.items()}
     child = models.pop("child") | {"kl_sum": chosen.kl_sum}
-    parent = _model(own, job.space.shape.arch, results["parent"]) | {"name": job.parent.name}
+    beside = found.prices[found.results["parent_batch"]]
+    parent = _model(beside, job.space.shape.arch, results["parent"]) | {"name": job.parent.name}
     budget = job.budget.resolve(_measured(base, job.space.shape.arch, found.results["parent_at_base"]))
     summary = {
         "befit": befit_version(),
@@ -73,7 +74,7 @@ def record(found: Findings) -> dict[str, Any]:
         "funnel": _funnel(job, scores, chosen),
         "heal": _healing(found.healing),
         "stages": [vars(stage) for stage in job.run.stages],
-        "notes": _notes(job, chosen, results),
+        "notes": _notes(job, chosen, results, beside.workload.batch),
     }
     write_json(job.run.folder / "table.json", own.table(scores).to_json())
     write_json(job.run.folder / "parent_costs.json", base.arch(job.space.shape.arch))
@@ -223,7 +224,7 @@ def _funnel(job: Job, scores: Scores, chosen: Chosen) -> list[dict[str, Any]]:
     ]
 
 
-def _notes(job: Job, chosen: Chosen, results: Mapping[str, Any]) -> list[str]:
+def _notes(job: Job, chosen: Chosen, results: Mapping[str, Any], parent_batch: int) -> list[str]:
     """What a careful reader should know about these numbers."""
     notes = []
     if chosen.kl_sum > 0 and chosen.kl > 0:
@@ -245,6 +246,11 @@ def _notes(job: Job, chosen: Chosen, results: Mapping[str, Any]) -> list[str]:
         notes.append(
             f"Of {asked} requests at once the parent has room for {job.workload.batch} within the budget: what is relative "
             "to it means the parent at that batch."
+        )
+    if parent_batch != chosen.batch:
+        notes.append(
+            f"The parent has no room for {chosen.batch} requests at once: its memory and times are those of {parent_batch}, "
+            f"all others' those of {chosen.batch}. Tokens a second can be compared."
         )
     if (job.workload.weights, job.workload.cache) != (job.dtype, job.dtype):
         notes.append(
