@@ -118,3 +118,25 @@ def test_the_fastest_of_several_runs_counts() -> None:
     assert answer.memory_share == 0.5 and answer.tokens == ((1, 2),)
     with pytest.raises(BadTable, match="kv_tokens"):
         read_answer({name: value for name, value in TOLD.items() if name != "kv_tokens"}, 0.5)
+
+
+@pytest.mark.gpu
+@pytest.mark.vllm
+def test_vllm_serves_the_embedded_parent(tmp_path: Path) -> None:
+    """The real engine: two starts in one process, tokens that transformers would choose too (up to ties in bf16)."""
+    import torch
+
+    from befit.lm.parent import EMBEDDED, load_parent
+
+    prompts = [[5 * i + j for j in range(12)] for i in range(4)]
+    work = Workload(batch=4, prompt=16, generate=8)
+    with Vllm(Setting(repeats=1), tmp_path / "vllm.log") as engine:
+        answer = engine(EMBEDDED, [work], dummy=False, prompts=prompts, generate=8, memory_share=0.1)
+        again = engine(EMBEDDED, [work], memory_share=0.1)
+    assert answer.runs[0].weight_bytes == again.runs[0].weight_bytes and answer.runs[0].kv_tokens > 0
+    model: Any = load_parent(None, device="cuda", dtype=torch.bfloat16).model
+    for prompt, given in zip(prompts, answer.tokens, strict=True):
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([[*prompt, *given]], device="cuda")).logits[0, 11:-1].float()
+        chosen = logits.gather(1, torch.tensor(given, device="cuda")[:, None])[:, 0]
+        assert float((logits.max(1).values - chosen).max()) < 0.25

@@ -63,17 +63,17 @@ def fit_table(
     """
     options = {variant.name: variant for variant in variants if not isinstance(variant, NoOp)}
 
+    if len(runs) < LEAST_RUNS:
+        raise BadTable(f"a fit to whole models needs at least {LEAST_RUNS} of them, got {len(runs)}; measure more")
+
     def fitted(phase: str, told: Sequence[WholeRun]) -> Array:
-        if len(told) < LEAST_RUNS:
-            raise BadTable(
-                f"a fit to whole models needs at least {LEAST_RUNS} of them, got {len(told)} whose {phase} says something; "
-                "measure more, or a workload in which models matter more than the engine"
-            )
         counts = np.array([counted(run.arch, list(options)) for run in told])
         return _times(counts, list(options.values()), [getattr(run, phase) for run in told])
 
+    slowest = sorted(runs, key=lambda run: -run.decode_ms)
+    own = sum(run.decode_ms > ABOVE * least_decode_ms for run in runs)
     prefill = fitted("prefill_ms", runs)
-    decode = fitted("decode_ms", [run for run in runs if run.decode_ms > ABOVE * least_decode_ms])
+    decode = fitted("decode_ms", slowest[: max(own, LEAST_RUNS)])
     times = [Latency(prefill_ms=float(p), decode_ms=float(d)) for p, d in zip(prefill, decode, strict=True)]
     named = dict(zip(options, times[1:], strict=True))
     return LatencyTable(
