@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from export_figures import export_sections
+from propose_figures import propose_sections
 from records import RESULTS, made_at, recorded
 from search_figures import DEMO as SEARCH
 from search_figures import search_block, search_sections
@@ -93,7 +94,7 @@ def page() -> str:
         "Solver": f"`python benchmarks/solve_scale.py`: {solver['layers']} layers of {solver['options']} options under two "
         + f"bounds, proven optimal (largest gap {gap:g}), {slowest:.1f} s for the slowest of all tables.\n",
     }
-    sections |= nested_sections() | search_sections() | export_sections() | serving_sections()
+    sections |= nested_sections() | search_sections() | export_sections() | serving_sections() | propose_sections()
     head = (
         "# Results\n\nWritten by `docs/update_figures.py` from `benchmarks/results`; every section names its script.\n"
     )

@@ -390,3 +390,30 @@ def test_figures_say_what_shared_weights_are_worth(searches: ModuleType, shared:
     text = searches.supernet_block(result)
     assert f"| shared weights | {shared:.2f} |\n| params | 0.50 |" in text
     assert f"Shared weights rank {verdict} than a plain count of parameters does." in text
+
+
+def test_figures_read_proposals(figures: ModuleType) -> None:
+    proposals = importlib.import_module("propose_figures")
+    measures = {
+        name: {"measure": name, "grammar": 0.5, "learn": 0.625, "difference_95": [0.1, 0.15], "p_holm": 0.004}
+        for name in proposals.MEASURES
+    }
+    parts = [
+        {"by": "decoder", "proposals": n, "parsed": share, "built": share, "new": share}
+        for n, share in ((10, 0.9), (30, 0.5))
+    ]
+    record = {
+        "machine": {"cores": 4, "gpu": ""},
+        "versions": {"torch": "2"},
+        "setting": {"evaluations": 7, "params": 1000, "epochs": 3},
+        "comparison": list(measures.values()),
+        "runs": [
+            {"seed": 0, "generations": [{"by": "grammar", "proposals": 5}, *parts]},
+            {"seed": 1, "generations": []},
+        ],
+        "tuning": {"variants": {"a": "", "b": ""}, "seeds": [100]},
+    }
+    text = proposals.learn_block(record)
+    assert "2 seeds" in text and "Of 40 proposals of the decoder 60% were read as Python" in text
+    assert text.count("| 50.0% | 62.5% | +10.0 to +15.0 | 0.004 |") == 5
+    assert proposals.propose_sections(ROOT) == {}
