@@ -69,9 +69,10 @@ def _errors(told: Mapping[str, Any]) -> str:
             rows.append(f"| {names[name]}{place} | {error['median']:.2%} | {error['worst']:.1%} |")
     solved = told.get("errors")
     note = (
-        "Time to the first token and memory are predicted well. Decode is not, on this machine: steps of small models wait for "
-        "vLLM's own scheduling on the CPU, whose time differed by half between two starts. Solved children have not been served "
-        "yet."
+        "Memory, and the time to the first token at the first workload, are predicted well. Decode is not, on this machine: a "
+        "step of one of the smallest models took 5.2 ms where one of a larger model took 3.7 ms. The GPU's work cannot say why; "
+        "that its steps wait for vLLM's scheduling on the CPU is likely and not shown. Solved children, and the speed-up at a "
+        "budget, have not been measured yet."
     )
     if solved:
         note = "Ten solved children: " + "; ".join(
