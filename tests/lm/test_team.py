@@ -1,10 +1,12 @@
 """The processes of one run: stages that one makes, stages that all share, and errors that are told once."""
 
+import json
 from pathlib import Path
 
+import pytest
 from tests.teams import spoken
 
-from befit.lm.team import Team
+from befit.lm.team import AskAll, Team
 from befit.rundir import Run, read_json
 
 SHARED = """
@@ -41,6 +43,39 @@ except SystemExit as left:
     print("LEFT", left.code)
 """
 
+LED = """
+import json, os, sys
+from pathlib import Path
+from befit.errors import BadData, BefitError
+from befit.lm.team import Team
+from befit.rundir import Run, read_json, write_json
+
+out, fails, breaks = json.loads(sys.argv[1])
+team = Team.of("cpu")
+run = Run(folder=Path(out))
+
+def answer(question):
+    if question == fails:
+        raise BadData(f"{question} is bad")
+    return [question, team.rank]
+
+def make(folder, ask):
+    found = [ask([1, 2, 3]), ask([]), ask([4])]
+    if breaks:
+        raise BadData("nothing fits")
+    write_json(folder / "answers.json", found)
+
+try:
+    with team.one_voice():
+        for again in range(2):
+            folder = team.led_stage(run, "led", "key", make, answer)
+        print(json.dumps(read_json(folder / "answers.json")))
+except BefitError as error:
+    print("TOLD", error)
+except SystemExit as left:
+    print("LEFT", left.code)
+"""
+
 
 def test_alone_there_is_no_team(tmp_path: Path) -> None:
     assert Team.of("cpu") == Team()
@@ -55,8 +90,6 @@ def test_alone_there_is_no_team(tmp_path: Path) -> None:
 
 
 def test_parts_are_shared_and_done_once(tmp_path: Path) -> None:
-    import json
-
     (first, _), (second, _) = spoken(SHARED, [str(tmp_path), None])
     whole = [[part, part % 2] for part in range(5)]
     assert json.loads(first) == [[0, 2, 4], whole, 0]
@@ -76,3 +109,24 @@ def test_another_process_s_error_is_told_by_the_main_one(tmp_path: Path) -> None
 def test_its_own_error_too(tmp_path: Path) -> None:
     (first, _), (second, _) = spoken(SHARED, [str(tmp_path), 2])
     assert (first.strip(), second.strip()) == ("TOLD part 3 is bad", "LEFT 2")
+
+
+def test_all_answer_what_the_main_one_asks(tmp_path: Path) -> None:
+    first, second = (out for out, _ in spoken(LED, [str(tmp_path), None, False]))
+    assert json.loads(first) == [[[1, 0], [2, 1], [3, 0]], [], [[4, 0]]]
+    assert second == first
+
+    def make(folder: Path, ask: AskAll) -> None:
+        assert ask([1, 2]) == [2, 4]
+
+    Team().led_stage(Run(folder=tmp_path), "alone", "key", make, lambda number: 2 * number)
+
+
+@pytest.mark.parametrize(
+    ("fails", "breaks", "told"),
+    [(2, False, "process 1 of 2: 2 is bad"), (None, True, "nothing fits")],
+)
+def test_a_stage_that_is_led_fails_once(tmp_path: Path, fails: int | None, breaks: bool, told: str) -> None:
+    (first, _), (second, _) = spoken(LED, [str(tmp_path), fails, breaks])
+    assert (first.strip(), second.strip()) == (f"TOLD {told}", "LEFT 2")
+    assert not (tmp_path / "stages" / "led-key" / "done.json").exists()

@@ -85,7 +85,7 @@ def test_fewer_kv_heads_allow_a_larger_batch(text: str) -> None:
 
     fitting = [(arch, b) for arch, b in itertools.product(every(space), batches) if resolved.met(prices[b].arch(arch))]
     at_base = [pair for pair in fitting if pair[1] == 3]
-    settings: dict[str, Any] = {"true_kl": scores.total}
+    settings: dict[str, Any] = {"true_kls": lambda archs: list(map(scores.total, archs))}
     config = PolishConfig(evaluations=1, drawn=200)
     chosen = Chooser(prices=prices, base=3, scores=scores, config=config, **settings).choose(budget, None)
     assert (chosen.arch, chosen.batch) == min(fitting, key=score)

@@ -31,7 +31,7 @@ def chooser(space: DecoderSpace, batches: Sequence[int] = (2,), evaluations: int
     scores = scores_of(space)
     prices = {batch: prices_of(space, replace(WORK, batch=batch)) for batch in batches}
     settings: dict[str, Any] = {
-        "true_kl": scores.total,
+        "true_kls": lambda archs: list(map(scores.total, archs)),
         "config": PolishConfig(evaluations=evaluations, drawn=200),
     }
     return Chooser(prices=prices, base=batches[0], scores=scores, **(settings | other))
@@ -66,7 +66,7 @@ def test_true_kl_decides_between_the_solvers_solutions() -> None:
     plain = chooser(space).choose(Budget.parse("memory=70%"), None)
     punished = {plain.arch: 9.0}
     it = chooser(space, evaluations=6)
-    misled = replace(it, true_kl=lambda arch: punished.get(arch, it.true_kl(arch)))  # type: ignore[arg-type]
+    misled = replace(it, true_kls=lambda archs: [punished.get(arch, it.scores.total(arch)) for arch in archs])
     chosen = misled.choose(Budget.parse("memory=70%"), None)
     assert chosen.arch != plain.arch and chosen.kl < 9
     assert chosen.tried[-1].arch == plain.arch and chosen.tried[-1].origin == "solution 1"

@@ -39,6 +39,8 @@ def test_two_processes_make_what_one_makes(folder: Path, ended: list[list[Ended]
             assert two["baselines"][rival][name] == pytest.approx(
                 one["baselines"][rival][name], abs=1e-3
             )  # Adam magnifies the rounding of a mean taken in two parts
+    chosen = [read_json(_only(folder / run, "choose") / "chosen.json") for run in ("alone", "team")]
+    assert chosen[0] == chosen[1] and len(chosen[0]["tried"]) == 8
     library, scores = ({run: _only(folder / run, name) for run in ("alone", "team")} for name in ("library", "score"))
     for layer in range(3):
         alone, team = (read_tensors(library[run] / f"layer_{layer:03d}.safetensors") for run in ("alone", "team"))

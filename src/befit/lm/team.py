@@ -3,14 +3,15 @@
 What only one need do, the main process does first while the others wait, then they read what it wrote: the run directory must
 be on a disk that all share. A stage of many independent parts, such as the layers of a library, is shared: every process does
 its own parts, the main one puts them together. Training is what all do together, step by step. Processes wait through
-gloo, on the CPU: waiting in NCCL keeps a GPU busy, and gives up after ten minutes.
+gloo, on the CPU: waiting in NCCL keeps a GPU busy, and gives up after ten minutes. A stage whose course is decided as it goes,
+such as a local search, is led: the main process asks, and all answer.
 
 The main process alone tells what is wrong, be it its own error or another's; all end with the same exit code.
 """
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -34,6 +35,11 @@ FAILED = 2
 """Exit code of the others where the main process failed; its own, for an error that is the user's to fix."""
 LAST_WORDS = 1.0
 """Seconds that the main process has to say what is wrong: when the first process ends, launchers end the others."""
+
+Answer = Callable[[Any], Any]
+"""What any process can do for the main one. Question and answer are pickled."""
+AskAll = Callable[[Sequence[Any]], list[Any]]
+"""Questions to answers, in the same order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +93,35 @@ class Team:
         """
 
         def make(folder: Path) -> None:
-            self._part(work, folder)
+            self._all(lambda: work(folder))
             finish(folder)
 
         if not self.main and not run.is_done(name, key):
-            self._part(work, run.stage_folder(name, key))
+            folder = run.stage_folder(name, key)
+            self._all(lambda: work(folder))
         return self.stage(run, name, key, make)
+
+    def led_stage(self, run: Run, name: str, key: str, make: Callable[[Path, AskAll], None], answer: Answer) -> Path:
+        """The folder of a stage that the main process makes with the help of all.
+
+        `make(folder, ask)` is its own; each call of `ask` shares out questions that `answer` can answer in any process.
+        """
+        new = self.agreed(not run.is_done(name, key))
+        if new and not self.main:
+            self._follow(answer)
+
+        def ask(questions: Sequence[Any]) -> list[Any]:
+            if self.size > 1:
+                torch.distributed.broadcast_object_list([list(questions)], src=0, group=self.group)
+            return self._answered(answer, questions)
+
+        with self.first():
+            try:
+                return run.stage(name, key, (lambda folder: make(folder, ask)) if self.main else _unseen)
+            finally:
+                if new and self.main and self.size > 1:
+                    with suppress(RuntimeError):  # another process may be gone by now; why is told already
+                        torch.distributed.broadcast_object_list([None], src=0, group=self.group)
 
     def mine(self, part: int) -> bool:
         """Whether part number `part` of a shared stage is this process's."""
@@ -114,28 +143,41 @@ class Team:
             values /= self.size
         return values
 
-    def _part(self, work: Callable[[Path], None], folder: Path) -> None:
-        """Do this process's part and wait for the others; an error of one is the error of all."""
+    def _follow(self, answer: Answer) -> None:
+        """Answer what the main process asks, until it asks no more."""
+        while True:
+            heard: list[Any] = [None]
+            torch.distributed.broadcast_object_list(heard, src=0, group=self.group)
+            if heard[0] is None:
+                return
+            self._answered(answer, heard[0])
+
+    def _answered(self, answer: Answer, questions: Sequence[Any]) -> list[Any]:
+        """The answers to all questions, of which this process works out its share."""
+        shares = self._all(lambda: [answer(question) for question in questions[self.rank :: self.size]])
+        return [shares[number % self.size][number // self.size] for number in range(len(questions))]
+
+    def _all(self, work: Callable[[], Any]) -> list[Any]:
+        """Do this process's part and wait for the others; what each found. An error of one is the error of all."""
         if self.size == 1:
-            work(folder)
-            return
-        said: str | None = "it was stopped"
+            return [work()]
+        found, said = None, "it was stopped"
         try:
-            work(folder)
-            said = None
+            found, said = work(), ""
         except BefitError as error:
             said = str(error)
             if self.main:
                 raise
         finally:
-            told: list[str | None] = [None] * self.size
-            with suppress(*(() if said is None else (RuntimeError,))):  # another process may be gone by now
-                torch.distributed.all_gather_object(told, said, group=self.group)
-        failed = [(rank, one) for rank, one in enumerate(told) if one is not None]
+            told: list[Any] = [None] * self.size
+            with suppress(*((RuntimeError,) if said else ())):  # another process may be gone by now
+                torch.distributed.all_gather_object(told, (found, said), group=self.group)
+        failed = [(rank, one[1]) for rank, one in enumerate(told) if one and one[1]]
         if failed and self.main:
             raise BefitError(f"process {failed[0][0]} of {self.size}: {failed[0][1]}")
         if failed:
             raise _left()
+        return [one[0] for one in told]
 
     @contextmanager
     def one_voice(self) -> Iterator[None]:

@@ -13,7 +13,7 @@ from befit.arch.decoder import DecoderArch
 from befit.budget import Bound, Budget
 from befit.errors import Infeasible
 from befit.progress import Progress, silent
-from befit.puzzle.polish import Judge, PolishConfig, Tried, TrueKl, polish
+from befit.puzzle.polish import Judge, PolishConfig, Tried, polish
 from befit.puzzle.prices import Prices
 from befit.puzzle.score import Scores
 from befit.puzzle.solve import best_batch, solve
@@ -76,8 +76,8 @@ class Chooser:
     """The workload's own batch size, where relative bounds are meant."""
     scores: Scores
     """What each replacement costs in quality."""
-    true_kl: TrueKl
-    """The real KL of a whole child."""
+    true_kls: Callable[[Sequence[DecoderArch]], Sequence[float]]
+    """The real KL of whole children."""
     config: PolishConfig
     """How long to polish."""
     solutions: int = 6
@@ -135,7 +135,7 @@ class Chooser:
         fits = affordable(price, budget)
         starts = [(f"solution {i + 1}", arch) for i, arch in enumerate(found)]
         starts += [(t.origin, t.arch) for t in before if fits(t.arch)][:4]
-        judge = Judge(true_kl=self.true_kl, predicted=self.scores.total, affordable=fits)
+        judge = Judge(true_kls=self.true_kls, predicted=self.scores.total, affordable=fits)
         return polish(starts, price.space, judge, self.config, progress=self.progress)
 
 

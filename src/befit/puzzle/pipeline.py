@@ -5,9 +5,9 @@
 Every stage is stored under a key made from all that went into it. A run that was killed goes on where it stopped; a run with
 another budget reads everything up to the scores and the cost table and starts at the solver.
 
-Under `accelerate launch` several processes share the layers of the library and the batches of the scores, and heal together;
-everything else the main one does alone (`befit.lm.team`). With `--rounds`, blocks are scored again around the healed child,
-with the same library, and solving goes on from there.
+Under `accelerate launch` several processes share the layers of the library, the batches of the scores and the true KLs of
+polishing, and heal together; everything else the main one does alone (`befit.lm.team`). With `--rounds`, blocks are scored
+again around the healed child, with the same library, and solving goes on from there.
 """
 
 import math
@@ -27,7 +27,7 @@ from befit.lm.quality import Quality, evaluate
 from befit.lm.rank import Ranking, rank
 from befit.lm.shards import whole
 from befit.lm.sort import sort
-from befit.lm.team import Team
+from befit.lm.team import AskAll, Team
 from befit.lm.timing import measure_models, measure_table, table_key
 from befit.progress import Progress, silent
 from befit.puzzle import baselines
@@ -203,12 +203,13 @@ def choose_stage(job: Job, library: Library, scores: Scores, prices: Mapping[int
             prices[batch].arch(arch), times["child"], own
         )
 
-    def make(folder: Path) -> None:
+    def make(folder: Path, ask: AskAll) -> None:
+        true_kl.ask = ask
         chooser = Chooser(
             prices=prices,
             base=job.workload.batch,
             scores=scores,
-            true_kl=true_kl,
+            true_kls=true_kl.all,
             config=config.polish,
             solutions=config.solutions,
             progress=job.progress,
@@ -220,7 +221,8 @@ def choose_stage(job: Job, library: Library, scores: Scores, prices: Mapping[int
     key = digest(
         "choose", library.key, scores.to_json(), tables, str(job.budget), repr(config.polish), config.solutions
     )
-    return Chosen.from_json(read_json(job.stage(_in_round("choose", number), key, make) / "chosen.json"))
+    folder = job.team.led_stage(job.run, _in_round("choose", number), key, make, true_kl)
+    return Chosen.from_json(read_json(folder / "chosen.json"))
 
 
 def rival_stage(

@@ -49,7 +49,10 @@ class PolishConfig:
 
 
 class TrueKl:
-    """KL(parent || child) of assembled children on fixed token ids (N, T); every answer is remembered."""
+    """KL(parent || child) of assembled children on fixed token ids (N, T); every answer is remembered.
+
+    `ask` shares out children that are new among several processes, each with a `TrueKl` of its own.
+    """
 
     def __init__(self, library: Library, tokens: Tensor, *, batch: int = 8) -> None:
         self.library = library
@@ -57,6 +60,14 @@ class TrueKl:
         self.known: dict[DecoderArch, float] = {} if library.healed else {library.space.shape.arch: 0.0}
         self.keep = tokens.numel() * library.space.shape.vocab <= KEPT_TERMS
         self.terms: list[ParentTerms] = []
+        self.ask: Callable[[Sequence[DecoderArch]], list[float]] | None = None
+
+    def all(self, archs: Sequence[DecoderArch]) -> list[float]:
+        """Of several children at once."""
+        new = [arch for arch in dict.fromkeys(archs) if arch not in self.known]
+        if self.ask is not None and new:
+            self.known |= zip(new, self.ask(new), strict=True)
+        return [self(arch) for arch in archs]
 
     @torch.inference_mode()
     def __call__(self, arch: DecoderArch) -> float:
@@ -84,8 +95,8 @@ class TrueKl:
 class Judge:
     """Three opinions on an architecture: the truth, a cheap guess, and whether it is allowed."""
 
-    true_kl: Callable[[DecoderArch], float]
-    """KL of the assembled child."""
+    true_kls: Callable[[Sequence[DecoderArch]], Sequence[float]]
+    """KL of assembled children."""
     predicted: Callable[[DecoderArch], float]
     """Sum of scores."""
     affordable: Callable[[DecoderArch], bool]
@@ -108,13 +119,15 @@ def polish(
     rng = random.Random(config.seed)
     budget = iter(progress(range(config.evaluations), "polish", config.evaluations))
 
-    def measure(origin: str, archs: Iterable[DecoderArch]) -> None:
-        for arch in archs:
-            if arch not in tried and next(budget, None) is not None:
-                tried[arch] = Tried(arch=arch, kl=judge.true_kl(arch), origin=origin)
+    def measure(named: Iterable[tuple[str, DecoderArch]]) -> None:
+        new = dict[DecoderArch, str]()
+        for origin, arch in named:
+            if arch not in tried and arch not in new and next(budget, None) is not None:
+                new[arch] = origin
+        for (arch, origin), kl in zip(new.items(), judge.true_kls(list(new)), strict=True):
+            tried[arch] = Tried(arch=arch, kl=kl, origin=origin)
 
-    for origin, arch in starts:
-        measure(origin, [arch])
+    measure(starts)
     while tried:
         best = min(tried.values(), key=lambda t: t.kl)
         moves = {_move(best.arch, space, rng) for _ in range(config.drawn)}
@@ -122,7 +135,7 @@ def polish(
         # Sets have no order of their own: the name settles ties, so that every process searches alike.
         legal.sort(key=lambda m: (judge.predicted(m), [b.name for b in m.blocks]))
         count = len(tried)
-        measure("swap", legal[: config.at_once])
+        measure(("swap", arch) for arch in legal[: config.at_once])
         stuck = min(t.kl for t in tried.values()) >= best.kl and len(legal) <= config.at_once
         if len(tried) == count or stuck:
             break
