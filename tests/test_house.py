@@ -110,6 +110,8 @@ TESTED_IN = {
     "oneshot/supernet.py": "oneshot/test_shared_cell.py",
     "search/named.py": "search/test_sampler.py",
     "cli/sandbox.py": "propose/sandbox/test_trial.py",
+    "propose/sandbox/hostile_gpu.py": "propose/sandbox/test_gpu.py",
+    "propose/sandbox/nvml.py": "propose/sandbox/test_gpu.py",
     "propose/calls.py": "propose/test_tree.py",
     "propose/finish.py": "propose/test_loop.py",
     "propose/fitting.py": "propose/test_judge.py",

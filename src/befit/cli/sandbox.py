@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from befit.cli.shown import say, show_lines, show_rows
+from befit.errors import BadBudget
 
 if TYPE_CHECKING:
     from befit.propose.sandbox.trial import Finding
@@ -21,6 +22,7 @@ def sandbox_verb(arguments: Sequence[str]) -> None:
         sandbox: str = "native",
         require: str = "",
         without: str = "",
+        gpu: bool = False,
         json_: Annotated[bool, tyro.conf.arg(name="json")] = False,
     ) -> None:
         """Let hostile programs try every protection, and say what held.
@@ -30,17 +32,21 @@ def sandbox_verb(arguments: Sequence[str]) -> None:
             require: Protections that must hold, by comma, such as "reads,connect"; or all. If one does not, the exit code is 2.
             without: Mechanisms to leave out, to see what each is worth: limits, user, pid-namespace, network-namespace,
                 landlock, seccomp.
+            gpu: Try the sandbox in which networks are trained on a GPU: what CUDA needs is let in there. Needs a CUDA device.
             json_: Print JSON.
         """
-        from befit.propose.sandbox.trial import NAMES, mechanisms, required, try_out
+        from befit.propose.sandbox.trial import GPU_NAMES, NAMES, mechanisms, required, try_out
 
         if sandbox == "none":
             say(
                 "--sandbox none: proposed code runs with your rights, on your files and your network; only its time is held."
             )
-        needed = NAMES if require == "all" else _words(require)
+        every = (*NAMES, *GPU_NAMES) if gpu else NAMES
+        needed = every if require == "all" else _words(require)
+        if not gpu and set(needed) & set(GPU_NAMES):
+            raise BadBudget(f"--require {require}: {', '.join(GPU_NAMES)} can be required with --gpu only")
         required([], needed)  # a misspelt name is told at once
-        plan, findings = try_out(backend=sandbox, without=_words(without))
+        plan, findings = try_out(backend=sandbox, without=_words(without), gpu=gpu)
         active = mechanisms(plan)
         if json_:
             rows = [asdict(found) for found in findings]

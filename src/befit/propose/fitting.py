@@ -40,6 +40,8 @@ def fit(source: str, arguments: Mapping[str, Any], folder: Path) -> Mapping[str,
     from befit.vision.training import fit as fit_weights
 
     device, seed = torch.device(arguments["device"]), arguments["seed"]
+    if device.type == "cuda":
+        start_gpu(folder, arguments.get("gpu_bytes", 0))
     torch.manual_seed(seed)
     images = _images(folder, arguments, np.load)
     config = TrainConfig(**arguments["training"])
@@ -58,6 +60,33 @@ def fit(source: str, arguments: Mapping[str, Any], folder: Path) -> Mapping[str,
         told["weights"] = torch.cat([_bytes(held) for held in network.state_dict().values()])
     save_file(told, folder / ARRAYS)
     return {"epochs": epochs}
+
+
+def start_gpu(folder: Path, most: int) -> str:
+    """Bring CUDA up, with arrays of at most `most` bytes (0: as many as fit), say so, and return the GPU's name.
+
+    Raises:
+        TrialFailed: CUDA does not come up (reason "crash").
+    """
+    import torch
+
+    from befit.propose.sandbox.candidate import ready
+
+    try:
+        torch.cuda.init()
+        total = torch.cuda.mem_get_info()[1]
+        torch.zeros(8, 8, device="cuda").mm(torch.zeros(8, 8, device="cuda")).cpu()
+    except (RuntimeError, AssertionError) as error:  # torch asserts where it was built without CUDA
+        raise TrialFailed(f"no CUDA device: {str(error).splitlines()[0]}", reason="crash") from error
+    if most:
+        torch.cuda.set_per_process_memory_fraction(min(1.0, most / total))
+    ready(folder)
+    return torch.cuda.get_device_name()
+
+
+def reach_gpu(_source: str, arguments: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    """A task that finds out whether a GPU can be used here: {"gpu": its name}. Raises what `start_gpu` does."""
+    return {"gpu": start_gpu(folder, arguments.get("gpu_bytes", 0))}
 
 
 def state(source: str, arguments: Mapping[str, Any], _folder: Path) -> Mapping[str, Any]:

@@ -11,14 +11,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from befit.arch.mobile import options_for
 from befit.arch.space import Space
-from befit.errors import BadProposal, RunConflict
+from befit.errors import BadProposal, BefitError, RunConflict
 from befit.progress import Progress, silent
 from befit.propose import fitting, genome
 from befit.propose.archive import Scored
@@ -27,8 +26,8 @@ from befit.propose.attempts import Attempts
 from befit.propose.config import ProposeConfig
 from befit.propose.fingerprint import runs, similarity
 from befit.propose.gate import Gate, checked
-from befit.propose.judge import PRM, Training, guessing
-from befit.propose.lemur import read_lemur
+from befit.propose.judge import PRM, Training, guessing, reach_gpu
+from befit.propose.lemur import Imported, read_lemur
 from befit.propose.models import Model
 from befit.propose.prompt import Task
 from befit.propose.proposal import Known, Proposal
@@ -104,9 +103,12 @@ class Lane:
         )
 
     def seen(self, number: int) -> Callable[[str, str], Known | None]:
-        """What the gate asks: the first proposal before this one that has the key."""
+        """What the gate asks: the network known from the start, or the first proposal before this one, that has the key."""
 
         def look(rung: str, key: str) -> Known | None:
+            for one in self.given:
+                if rung == "tree" and key == one.key:
+                    return Known(number=one.number, accuracy=one.accuracy)
             for row in self.rows:
                 own = row.tree if rung == "tree" else row.graph
                 if row.number < number and own and key in (own, f"{own}+{row.recipe}"):
@@ -132,6 +134,8 @@ class ProposeJob:
     lanes: list[Lane]
     training: Training
     """Of every proposal."""
+    notes: tuple[str, ...] = ()
+    """What is worth knowing of the networks known from the start."""
 
     @staticmethod
     def open(
@@ -154,15 +158,18 @@ class ProposeJob:
         else:
             images = {name: load_images(source, size=config.size) for name, source in config.datasets.items()}
         training = training_of(config)
-        given = known_from(config.lemur, images, recipe=config.recipe)
+        known = None if config.lemur is None else read_lemur(config.lemur, datasets=[*images], recipe=config.recipe)
         grid = product(range(config.seeds), images, arms)
         lanes = [lane_of(arm, name, seed, images[name], training, model) for seed, name, arm in grid]
         run = Run.open(config.out, config.to_json(), may_change=REDONE)
         records = Records(run.folder / TABLES)
         for lane in lanes:
-            lane.given = tuple(one for one in given if one.dataset == lane.dataset and lane.space is None)
+            given = known.networks if known is not None and lane.space is None else ()
+            lane.given = tuple(one for one in given if one.dataset == lane.dataset)
             rows = records.proposals(arm=lane.arm.name, dataset=lane.dataset, seed=lane.seed)
             lane.rows = [row for row in rows if row.done and row.number < config.proposals]
+        if known is not None and known.refused:
+            say(imported_in_words(known))
         return ProposeJob(
             config=config,
             run=run,
@@ -173,6 +180,7 @@ class ProposeJob:
             images=images,
             lanes=lanes,
             training=training,
+            notes=() if known is None else (imported_in_words(known),),
         )
 
     @property
@@ -187,13 +195,14 @@ class ProposeJob:
 
     @contextmanager
     def sandboxes(self) -> Iterator[tuple[Sandbox, Sandbox]]:
-        """Where networks are built, and where they are trained: the same place, but for a GPU."""
+        """Where networks are built, and where they are trained: the same place, but for a GPU. Raises `NoSandbox`."""
         with ExitStack() as stack:
             warm = (tasks.warm, fitting.warm)
             building = stack.enter_context(Sandbox(backend=self.config.sandbox, warm=warm))
             training = building
             if self.training.device != "cpu":
                 training = stack.enter_context(Sandbox(backend=self.config.sandbox, warm=(), gpu=True))
+                reach_gpu(training)
             stack.callback(lambda: [lane.proposer.close() for lane in self.lanes])
             yield building, training
 
@@ -221,7 +230,9 @@ class ProposeJob:
 
 
 def training_of(config: ProposeConfig) -> Training:
-    """How every proposal of a run is trained."""
+    """How every proposal of a run is trained. Raises `BefitError` for a GPU that is not there."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise BefitError(f"no CUDA device: torch {torch.__version__} finds none here; use device cpu or auto")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     return Training(
         config=config.train,
@@ -233,9 +244,11 @@ def training_of(config: ProposeConfig) -> Training:
     )
 
 
-def known_from(folder: Path | None, images: Mapping[str, Images], *, recipe: bool) -> tuple[Scored, ...]:
-    """Networks of a folder in LEMUR's form; none without one."""
-    return () if folder is None else read_lemur(folder, datasets=[*images], recipe=recipe).networks
+def imported_in_words(known: Imported) -> str:
+    """How many networks came from LEMUR, and why other rows did not."""
+    left = ", ".join(f"{reason} {count}" for reason, count in sorted(known.refused.items(), key=lambda one: -one[1]))
+    told = f"{len(known.networks)} networks of LEMUR are known from the start"
+    return f"{told}; rows that were left out, by reason: {left}" if left else told
 
 
 def lane_of(arm: Arm, dataset: str, seed: int, images: Images, training: Training, model: Model | None) -> Lane:

@@ -18,10 +18,17 @@ from torch import Tensor, from_numpy
 from befit.errors import BadData, TrialFailed
 from befit.propose import fitting
 from befit.propose.sandbox.answers import Expected, accuracy
+from befit.propose.sandbox.backends import NoSandbox
 from befit.propose.sandbox.box import Result, Sandbox
 from befit.propose.sandbox.limits import MIB, Limits
 from befit.vision.data import Images, Split
 from befit.vision.training import TrainConfig
+
+START_SECONDS = 60.0
+"""How long Python and CUDA may take to start before a candidate's time on a GPU counts."""
+
+CUDA_BYTES = 3072 * MIB
+"""Host memory that Python, torch and CUDA take by themselves in a process that inherits nothing."""
 
 PRM: Mapping[str, float] = {"lr": 0.01, "momentum": 0.9, "dropout": 0.2, "batch": 64, "epoch": 8}
 """Values of the hyper-parameters that LEMUR's files know by name; the network track reads `dropout` alone."""
@@ -43,7 +50,7 @@ class Training:
     seconds: float = 120.0
     """Wall clock of one candidate, above 0."""
     memory_bytes: int = 4096 * MIB
-    """Memory of one candidate beside its images."""
+    """Memory of one candidate beside its images; on a GPU, of its arrays there."""
     prm: Mapping[str, float] = field(default_factory=lambda: dict(PRM))
     """Hyper-parameters by name, as networks get them."""
 
@@ -161,15 +168,30 @@ def _trained(
     }
     if test is not None:
         files["test_images"] = test.images.numpy()
+    limits = _limits(training, files, sum(one.bytes for one in expects.values()))
     return sandbox.run(
         fitting.fit,
         source=source,
-        arguments={**arguments, "keep": "weights" in expects},
+        arguments={**arguments, "keep": "weights" in expects, "gpu_bytes": limits.gpu_bytes},
         files=files,
         expects=expects,
-        limits=_limits(training, files, sum(one.bytes for one in expects.values())),
+        limits=limits,
         fresh=training.device != "cpu",
     )
+
+
+def reach_gpu(sandbox: Sandbox) -> str:
+    """The name of the GPU that candidates in `sandbox` train on.
+
+    Raises `NoSandbox` where CUDA does not come up there, so that no proposal is blamed for it.
+    """
+    result = sandbox.run(fitting.reach_gpu, source="", limits=_limits(Training(device="cuda"), {}), fresh=True)
+    if not result.ok:
+        raise NoSandbox(
+            f"CUDA does not come up in the sandbox {sandbox.backend} ({result.reason}: {result.message}); `befit sandbox "
+            "--gpu` tells more, and --device cpu trains without it"
+        )
+    return str(result.value.get("gpu", ""))
 
 
 def _arguments(images: Images, training: Training, seed: int) -> dict[str, Any]:
@@ -188,17 +210,22 @@ def _arguments(images: Images, training: Training, seed: int) -> dict[str, Any]:
 
 
 def _limits(training: Training, files: Mapping[str, np.ndarray], answer: int = 0) -> Limits:
-    """Bounds that leave room for the images given: on disk once, in memory as bytes and as the floats of a batch."""
+    """Bounds that leave room for the images given: on disk once, in memory as bytes and as the floats of a batch, on a GPU as
+    bytes and as floats.
+    """
     given = sum(one.nbytes for one in files.values())
-    start = 30.0 if training.device != "cpu" else 0.0  # Python and CUDA, anew for each
-    usual = Limits()
+    gpu, usual = training.device != "cpu", Limits()
+    start = START_SECONDS if gpu else 0.0
     return Limits(
-        wall_seconds=training.seconds + start,
+        wall_seconds=training.seconds,
+        start_seconds=start,
         cpu_seconds=math.ceil(4 * (training.seconds + start)),
-        memory_bytes=training.memory_bytes + 2 * given,
+        memory_bytes=training.memory_bytes + 2 * given + (CUDA_BYTES if gpu else 0),
+        gpu_bytes=training.memory_bytes + 5 * given if gpu else 0,
         file_bytes=usual.file_bytes + answer,
         folder_bytes=usual.folder_bytes + given + answer,
-        processes=usual.processes if training.device == "cpu" else 256,
+        processes=256 if gpu else usual.processes,
+        open_files=4096 if gpu else usual.open_files,
     )
 
 

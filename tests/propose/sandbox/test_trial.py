@@ -132,13 +132,13 @@ def test_what_may_be_read_is_no_home_and_no_root() -> None:
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_the_filter_of_system_calls_is_well_formed(machine: str) -> None:
     """Every jump stays inside, the last instruction answers, and the size is that of whole instructions."""
-    code = seccomp.program(machine)
-    lines = [code[at : at + 8] for at in range(0, len(code), 8)]
-    assert len(code) % 8 == 0 and lines[-1][0] == seccomp.ANSWER
-    for at, line in enumerate(lines):
-        if line[0] & 0x07 == 0x05:
-            assert max(line[2], line[3]) + at + 1 < len(lines)
-    assert len(seccomp.program(machine, allowed=frozenset({"memfd_create"}))) == len(code) - 16
+    for gpu in (False, True):
+        code = seccomp.program(machine, gpu=gpu)
+        lines = [code[at : at + 8] for at in range(0, len(code), 8)]
+        assert len(code) % 8 == 0 and lines[-1][0] == seccomp.ANSWER
+        for at, line in enumerate(lines):
+            if line[0] & 0x07 == 0x05:
+                assert max(line[2], line[3]) + at + 1 < len(lines)
 
 
 def test_the_filter_denies_and_allows_what_it_says() -> None:
@@ -166,6 +166,8 @@ assert refused(call("ptrace", 0, 0, 0, 0))
 assert refused(call("process_vm_readv", os.getpid(), 0, 0, 0, 0, 0))
 assert refused(call("mount", 0, 0, 0, 0, 0))
 socket.socketpair()
+assert refused(lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM))
+assert refused(lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_RAW))
 thread = threading.Thread(target=print, args=("thread",))
 thread.start(); thread.join()
 assert os.waitpid(os.posix_spawn("/bin/true", ["true"], {}), 0)[1] == 0

@@ -23,6 +23,7 @@ SET = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONDONTWRITEBYTECODE": "1",
+    "USER": "candidate",
 }
 
 
@@ -33,9 +34,11 @@ class NoSandbox(BefitError):
 def environment(folder: Path, *, gpu: bool) -> dict[str, str]:
     """What the server and its candidates see: an allow-list, not a list of secrets to hide."""
     kept = {name: os.environ[name] for name in KEPT if name in os.environ}
-    shown = os.environ.get("CUDA_VISIBLE_DEVICES") if gpu else ""
-    cuda = {} if shown is None else {"CUDA_VISIBLE_DEVICES": shown}
-    return {**kept, **SET, **cuda, "HOME": str(folder), "TMPDIR": str(folder)}
+    kept |= {"CUDA_DEVICE_ORDER": os.environ["CUDA_DEVICE_ORDER"]} if "CUDA_DEVICE_ORDER" in os.environ else {}
+    shown = (
+        os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] if gpu else ""
+    )  # one GPU, the first of befit's own
+    return {**kept, **SET, "CUDA_VISIBLE_DEVICES": shown, "HOME": str(folder), "TMPDIR": str(folder)}
 
 
 def command(backend: str, folder: Path, variables: Mapping[str, str], *, gpu: bool) -> list[str]:

@@ -60,7 +60,10 @@ class Result:
     """The arrays that were expected, checked."""
 
     seconds: float = 0.0
-    """Wall clock of the candidate."""
+    """Wall clock of the candidate, since it was ready where `Limits.start_seconds` lets it start first."""
+
+    start_seconds: float = 0.0
+    """Wall clock until then."""
 
     cpu_seconds: float = 0.0
     """CPU time of all its processes."""
@@ -161,9 +164,7 @@ class Sandbox:
             folder.mkdir(mode=0o700)
             try:
                 _write(folder, request, files or {})
-                told = self._ask(
-                    {"folder": str(folder), "limits": limits.to_json(), "fresh": fresh, "gpu": self.gpu}, limits
-                )
+                told = self._ask({"folder": str(folder), "limits": limits.to_json(), "fresh": fresh}, limits)
                 return _result(told, folder, expects or {})
             finally:
                 _remove(folder)
@@ -184,7 +185,7 @@ class Sandbox:
             )
         self._read = b""
         mechanisms = [name for name in backends.mechanisms(self.backend) if name not in self.without]
-        request = {"folder": str(self._folder), "mechanisms": mechanisms, "warm": self.warm}
+        request = {"folder": str(self._folder), "mechanisms": mechanisms, "warm": self.warm, "gpu": self.gpu}
         told: dict[str, Any] = {"message": "it was interrupted"}
         try:
             told = self._exchange(request, time.monotonic() + START_SECONDS)
@@ -199,7 +200,9 @@ class Sandbox:
         """One request; where the server itself was ended, the next run starts another."""
         told: dict[str, Any] = {"lost": True}
         try:
-            told = self._exchange(request, time.monotonic() + limits.wall_seconds + GRACE_SECONDS)
+            told = self._exchange(
+                request, time.monotonic() + limits.start_seconds + limits.wall_seconds + GRACE_SECONDS
+            )
         finally:
             if told.get("lost"):  # or interrupted: an answer that comes late must not be taken for the next one
                 self._stop()
@@ -257,6 +260,7 @@ def _result(told: Mapping[str, Any], folder: Path, expects: Mapping[str, Expecte
     seen = Result(
         ok=False,
         seconds=told.get("seconds", 0.0),
+        start_seconds=told.get("start_seconds", 0.0),
         cpu_seconds=told.get("cpu_seconds", 0.0),
         peak_bytes=told.get("peak_bytes", 0),
         output=told.get("tail", ""),

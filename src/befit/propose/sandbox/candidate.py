@@ -16,7 +16,7 @@ from typing import Any
 
 from befit.errors import BefitError, TrialFailed
 
-REQUEST, ANSWER = "request.json", "answer.json"
+REQUEST, ANSWER, READY = "request.json", "answer.json", "ready"
 BOOT = """
 import importlib.util, sys
 spec = importlib.util.spec_from_file_location("befit", sys.argv[1])
@@ -29,6 +29,9 @@ main()
 
 SOURCE_NAME = "<candidate>"
 """File name of the candidate's source in tracebacks."""
+
+FULL = ("allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+"""What torch, CUDA, and cuBLAS and cuDNN say when memory is full."""
 
 Task = Callable[[str, Mapping[str, Any], Path], Mapping[str, Any]]
 """A module-level function of an installed package: (source, arguments, folder) -> an answer that JSON can hold."""
@@ -73,8 +76,9 @@ def reason_of(error: BaseException) -> str:
     """One of `errors.REASONS`."""
     if isinstance(error, TrialFailed):
         return error.reason
-    memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    if memory or (isinstance(error, RuntimeError) and "allocate memory" in str(error)):
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "out-of-memory"
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in FULL):
         return "out-of-memory"
     return "crash" if isinstance(error, SystemExit | KeyboardInterrupt) else "invalid"
 
@@ -85,9 +89,17 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, SyntaxError) and error.filename == SOURCE_NAME:
         lines = [error.lineno]
     where = f"line {lines[-1]}: " if lines and lines[-1] else ""
-    said = " ".join(str(error).split())
+    told = (
+        str(error).partition("\n")[0] if "CUDA error" in str(error) else str(error)
+    )  # the rest is advice on debugging
+    said = " ".join(told.split())
     kind = "" if isinstance(error, BefitError) else f"{type(error).__name__}: "  # befit's own say what they are
     return f"{where}{kind}{said}"[:500]
+
+
+def ready(folder: Path) -> None:
+    """Said by a task of befit when it has started, and before it runs the source: from here on its time counts."""
+    (folder / READY).touch()
 
 
 def answer(folder: Path) -> None:

@@ -41,7 +41,12 @@ SYSTEM_READABLE = (
     "/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/localtime", "/dev/null", "/dev/zero", "/dev/urandom",
     "/dev/random", "/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/sys/devices/system/cpu",
 )  # fmt: skip
-GPU_READABLE = ("/proc/driver/nvidia", "/proc/devices", "/sys/devices", "/sys/module", "/sys/bus/pci", "/dev/shm")
+GPU_READABLE = (
+    "/proc/driver", "/proc/devices", "/proc/modules", "/proc/sys/vm", "/sys/devices", "/sys/module", "/sys/bus/pci",
+    "/sys/kernel/mm", "/etc/nvidia",
+)  # fmt: skip
+GPU_WRITABLE = ("/proc/self/task",)
+"""CUDA names its threads by writing there, and does not start where it may not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +77,9 @@ class Plan:
     seccomp: bool = False
     """System calls that lead out are denied."""
 
+    gpu: bool = False
+    """NVIDIA's devices, and what their driver needs, are let in."""
+
     def to_json(self) -> dict[str, int | bool]:
         """As a plain dictionary."""
         return asdict(self)
@@ -91,6 +99,12 @@ def readable(*, gpu: bool = False) -> tuple[str, ...]:
 def devices(*, gpu: bool = False) -> tuple[str, ...]:
     """Device files to write as well."""
     return ("/dev/null", *(sorted(map(str, Path("/dev").glob("nvidia*"))) if gpu else ()))
+
+
+def computing() -> list[str]:
+    """The device files without which nothing is computed on a GPU, of those that this process may open."""
+    found = [*Path("/dev").glob("nvidia[0-9]*"), Path("/dev/nvidiactl"), Path("/dev/nvidia-uvm")]
+    return [str(path) for path in sorted(found) if os.access(path, os.R_OK | os.W_OK)]
 
 
 def _works(attempt: Callable[[], None]) -> bool:
@@ -116,9 +130,11 @@ def _user_range() -> int:
     return 60_100 + os.getpid() % 60 * 64 if inside == 0 and count >= 65_000 else 0
 
 
-def _live_as(user: int, folder: Path, *, keep_reading: bool) -> None:
-    """As `user`, Python can be read and the folder entered; fails where not."""
+def _live_as(user: int, folder: Path, used: Sequence[str], *, keep_reading: bool) -> None:
+    """As `user`, Python can be read, the folder entered and the devices of `used` opened; fails where not."""
     become(user, keep_reading=keep_reading)
+    for path in used:
+        os.close(os.open(path, os.O_RDWR))
     torch = importlib.util.find_spec("torch")
     here = [os.__file__, __file__, os.path.realpath(sys.executable), torch.origin if torch else None]
     for path in filter(None, here):
@@ -133,18 +149,27 @@ def _namespaces(flags: int) -> None:
         own_user_namespace(flags)
 
 
-def find_plan(folder: Path, wanted: Sequence[str]) -> Plan:
-    """Try every mechanism of `wanted` (of `MECHANISMS`) and plan with those that work. `folder` is where candidates will live."""
-    pid = "pid-namespace" in wanted and _works(lambda: _namespaces(NEW_PID))
+def find_plan(folder: Path, wanted: Sequence[str], *, gpu: bool = False) -> Plan:
+    """Try every mechanism of `wanted` (of `MECHANISMS`) and plan with those that work.
+
+    Args:
+        folder: Where candidates will live.
+        wanted: Mechanisms to try.
+        gpu: Whether candidates compute on a GPU. CUDA finds its threads in /proc by their numbers, and those of a namespace
+            are not those of /proc outside: there is none then. Nor has a candidate a user of its own who may not open the
+            devices.
+    """
+    pid = "pid-namespace" in wanted and not gpu and _works(lambda: _namespaces(NEW_PID))
     network = "network-namespace" in wanted and _works(lambda: _namespaces(NEW_NETWORK | NEW_IPC))
     version = landlock.abi() if "landlock" in wanted else 0
     if version and not _works(lambda: landlock.restrict(readable=["/usr"], writable=[])):
         version = 0
-    filtered = "seccomp" in wanted and seccomp.available() and _works(lambda: seccomp.restrict(gpu=False))
+    filtered = "seccomp" in wanted and seccomp.available() and _works(lambda: seccomp.restrict(gpu=gpu))
     user, keep = _user_range() if "user" in wanted else 0, False
-    if user and not _works(lambda: _live_as(user, folder, keep_reading=False)):
+    used = computing() if gpu else []
+    if user and not _works(lambda: _live_as(user, folder, used, keep_reading=False)):
         # The right to read everything is harmless only where Landlock says what, and no handle opens a file behind it.
-        keep = version > 0 and filtered and _works(lambda: _live_as(user, folder, keep_reading=True))
+        keep = version > 0 and filtered and _works(lambda: _live_as(user, folder, used, keep_reading=True))
         user = user if keep else 0
     return Plan(
         limits="limits" in wanted,
@@ -155,6 +180,7 @@ def find_plan(folder: Path, wanted: Sequence[str]) -> Plan:
         network_namespace=network,
         landlock=version,
         seccomp=filtered,
+        gpu=gpu,
     )
 
 
@@ -187,7 +213,7 @@ def _data_bytes() -> int:
     return 0
 
 
-def limit(limits: Limits, plan: Plan, *, gpu: bool) -> None:
+def limit(limits: Limits, plan: Plan) -> None:
     """Resource limits of this process and its children (setrlimit(2)).
 
     Memory is RLIMIT_DATA, private writable memory, not the address space: torch maps far more than it uses. A GPU's driver
@@ -202,7 +228,7 @@ def limit(limits: Limits, plan: Plan, *, gpu: bool) -> None:
         resource.RLIMIT_NOFILE: limits.open_files,
         resource.RLIMIT_NPROC: processes,
     }
-    if not gpu:
+    if not plan.gpu:
         bounds[resource.RLIMIT_DATA] = _data_bytes() + limits.memory_bytes
     for kind, value in bounds.items():
         most = resource.getrlimit(kind)[1]
@@ -210,23 +236,24 @@ def limit(limits: Limits, plan: Plan, *, gpu: bool) -> None:
         resource.setrlimit(kind, (lowered, lowered))
 
 
-def confine(plan: Plan, limits: Limits, folder: Path, user: int, *, gpu: bool) -> None:
+def confine(plan: Plan, limits: Limits, folder: Path, user: int) -> None:
     """Hold this process, and all that it will start, to the plan. There is no way back.
 
     Raises:
         OSError: A mechanism of the plan failed; the candidate must not run.
     """
     if plan.limits:
-        limit(limits, plan, gpu=gpu)
+        limit(limits, plan)
     if user:
         become(user, keep_reading=plan.keep_reading)
     die_with_parent()  # after the change of user, which undoes it
-    if plan == Plan():
+    if plan == Plan(gpu=plan.gpu):
         return
     no_new_privileges()
     if not user:
         drop_capabilities()
     if plan.landlock:
-        landlock.restrict(readable=readable(gpu=gpu), writable=[str(folder)], devices=devices(gpu=gpu))
+        writable = [str(folder), *(GPU_WRITABLE if plan.gpu else ())]
+        landlock.restrict(readable=readable(gpu=plan.gpu), writable=writable, devices=devices(gpu=plan.gpu))
     if plan.seccomp:
-        seccomp.restrict(gpu=gpu)
+        seccomp.restrict(gpu=plan.gpu)

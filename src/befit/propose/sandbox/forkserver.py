@@ -32,13 +32,12 @@ def serve() -> None:
     """Read the configuration, warm up, say what works here, then serve until stdin closes."""
     told = json.loads(sys.stdin.buffer.readline())
     adopt_orphans()
-    plan = find_plan(Path(told["folder"]), told["mechanisms"])
+    plan = find_plan(Path(told["folder"]), told["mechanisms"], gpu=told["gpu"])
     enter(plan)
     keep = [_first_process()] if plan.pid_namespace else []
     for name in told["warm"]:
         candidate.named(name)()
-    for gpu in (False, True):
-        readable(gpu=gpu)  # found once, not by every candidate
+    readable(gpu=plan.gpu)  # found once, not by every candidate
     gc.collect()
     gc.freeze()  # the collector would otherwise write to, and so copy, every page that is shared with the candidates
     _say({"plan": plan.to_json(), "threads": len(list(Path("/proc/self/task").iterdir()))})
@@ -99,7 +98,7 @@ def _candidate(plan: Plan, request: dict[str, Any], limits: Limits, folder: Path
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))
         os.chdir(folder)
         os.environ.update(HOME=str(folder), TMPDIR=str(folder))
-        confine(plan, limits, folder, user, gpu=request["gpu"])
+        confine(plan, limits, folder, user)
         code = 1
         if request["fresh"]:
             os.execv(sys.executable, [sys.executable, "-P", "-c", candidate.BOOT, str(PACKAGE / "__init__.py")])

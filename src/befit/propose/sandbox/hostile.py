@@ -188,8 +188,12 @@ def _other_processes(plan: Plan) -> list[str]:
     return _names((plan.pid_namespace, pid), (plan.first_user, own), (scoped, "Landlock (signals)"))
 
 
-def _limit(name: str, *, watched: str = "") -> Callable[[Plan], list[str]]:
-    return lambda plan: _names((plan.limits, name), (bool(watched), watched))
+def _memory(plan: Plan) -> list[str]:
+    return _names((plan.limits and not plan.gpu, "RLIMIT_DATA"), (True, "watch"))
+
+
+def _file_size(plan: Plan) -> list[str]:
+    return _names((plan.limits, "RLIMIT_FSIZE"))
 
 
 def _always(*names: str) -> Callable[[Plan], list[str]]:
@@ -338,7 +342,7 @@ HOSTILE: dict[str, Hostile] = {
         protection="allocating without end",
         source=ALLOCATE,
         judge=_ended("out-of-memory"),
-        by=_limit("RLIMIT_DATA", watched="watch"),
+        by=_memory,
         limits=Limits(wall_seconds=20, memory_bytes=512 * MIB),
     ),
     "loop": Hostile(
@@ -368,7 +372,7 @@ HOSTILE: dict[str, Hostile] = {
         protection="a file beyond its limit",
         source=TRY + LARGE_FILE,
         judge=_refused,
-        by=_limit("RLIMIT_FSIZE"),
+        by=_file_size,
         limits=Limits(wall_seconds=20, file_bytes=MIB),
     ),
 }

@@ -15,13 +15,18 @@ import numpy as np
 from befit.errors import BadBudget
 from befit.propose.sandbox import backends, tasks
 from befit.propose.sandbox.answers import Expected, accuracy
-from befit.propose.sandbox.box import Sandbox
+from befit.propose.sandbox.box import Result, Sandbox
 from befit.propose.sandbox.confine import MECHANISMS, Plan
 from befit.propose.sandbox.hostile import FORGER, HOSTILE, Scene
+from befit.propose.sandbox.hostile_gpu import COMPUTE, LIMITS, ON_GPU
 
 SCORE = "score"
 NAMES = (*HOSTILE, SCORE)
 """Protections, by the names that can be required."""
+
+COMPUTES = "cuda"
+GPU_NAMES = (*ON_GPU, COMPUTES)
+"""What `--gpu` tries beside them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,28 +132,60 @@ def _called(name: str) -> int:
     return found
 
 
-def try_out(*, backend: str = "native", without: Sequence[str] = ()) -> tuple[Plan, list[Finding]]:
-    """Start a sandbox as a run would and try every protection; about 10 seconds.
+def try_out(*, backend: str = "native", without: Sequence[str] = (), gpu: bool = False) -> tuple[Plan, list[Finding]]:
+    """Start a sandbox as a run would and try every protection; about 10 seconds, 30 with a GPU.
 
     Args:
         backend: "native", "bwrap", "docker:IMAGE" or "none".
         without: Mechanisms (`confine.MECHANISMS`) to leave out.
+        gpu: As a run that trains on a GPU would; then what is let in for it is open to the programs, too.
 
     Raises:
-        NoSandbox: It does not start.
+        NoSandbox: It does not start, or there is no CUDA device.
         BadBudget: `without` names no mechanism.
     """
     unknown = set(without) - set(MECHANISMS)
     if unknown:
         raise BadBudget(f"without {', '.join(sorted(unknown))}: expected some of {', '.join(MECHANISMS)}")
+    if gpu:
+        _needs_cuda()
     # The key must be there when the server starts: it is the server's environment that candidates could inherit.
     with (
         own_key() as key,
-        Sandbox(backend=backend, without=without, warm=(_modules,)) as sandbox,
+        Sandbox(backend=backend, without=without, warm=(_modules,), gpu=gpu) as sandbox,
         scene(key) as outside,
     ):
         found = [finding(name, sandbox, outside) for name in HOSTILE]
-        return sandbox.plan, [*found, _forged(sandbox)]
+        found.append(_forged(sandbox))
+        if gpu:
+            found += [*(finding(name, sandbox, outside) for name in ON_GPU), _computes(sandbox)]
+        return sandbox.plan, found
+
+
+def _needs_cuda() -> None:
+    """Raises `NoSandbox` where torch finds no GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise backends.NoSandbox(f"no CUDA device: torch {torch.__version__} finds none here; leave --gpu out")
+
+
+def _computes(sandbox: Sandbox) -> Finding:
+    """Not what a candidate is kept from, but what it must be let do."""
+    result = sandbox.run(tasks.execute, source=COMPUTE, limits=LIMITS, fresh=True)
+    held = result.ok and list(result.value.values()) == [9.0]
+    what = "computing on the GPU (must work)"
+    return Finding(
+        name=COMPUTES,
+        protection=what,
+        enforced=held,
+        how="its devices are let in" if held else "",
+        evidence=_said(result),
+    )
+
+
+def _said(result: Result) -> str:
+    return ", ".join(result.value) if result.ok else f"{result.reason}: {result.message}"
 
 
 def _modules() -> None:
@@ -156,10 +193,10 @@ def _modules() -> None:
 
 
 def finding(name: str, sandbox: Sandbox, outside: Scene) -> Finding:
-    """Let one program of `HOSTILE` try itself."""
-    program = HOSTILE[name]
-    arguments = outside.arguments()
-    result = sandbox.run(tasks.execute, source=program.source, arguments=arguments, limits=program.limits)
+    """Let one program of `HOSTILE` or `ON_GPU` try itself."""
+    program = (HOSTILE | ON_GPU)[name]
+    arguments, fresh = outside.arguments(), name in ON_GPU
+    result = sandbox.run(tasks.execute, source=program.source, arguments=arguments, limits=program.limits, fresh=fresh)
     held, evidence = program.judge(result, outside)
     wall = [sandbox.backend] if program.outer and sandbox.backend not in ("native", "none") else []
     how = ", ".join([*wall, *program.by(sandbox.plan)]) if held else ""
@@ -193,6 +230,7 @@ def mechanisms(plan: Plan) -> list[str]:
         "network namespace": plan.network_namespace,
         f"Landlock ABI {plan.landlock}": plan.landlock,
         "seccomp": plan.seccomp,
+        "GPU let in": plan.gpu,
     }
     return [word for word, active in words.items() if active]
 
@@ -204,9 +242,10 @@ def required(findings: Sequence[Finding], names: Sequence[str]) -> None:
         BadBudget: A name that there is not.
         NoSandbox: One that does not hold here.
     """
-    unknown = set(names) - set(NAMES)
+    known = (*NAMES, *GPU_NAMES)
+    unknown = set(names) - set(known)
     if unknown:
-        raise BadBudget(f"there is no protection {', '.join(sorted(unknown))}: expected some of {', '.join(NAMES)}")
+        raise BadBudget(f"there is no protection {', '.join(sorted(unknown))}: expected some of {', '.join(known)}")
     missing = [found for found in findings if found.name in names and not found.enforced]
     if missing:
         said = "; ".join(f"{found.name} ({found.evidence})" for found in missing)

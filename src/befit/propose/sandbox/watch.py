@@ -13,6 +13,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from befit.propose.sandbox import nvml
+from befit.propose.sandbox.candidate import READY
 from befit.propose.sandbox.limits import MIB, Limits
 
 SAMPLE_SECONDS = 0.02
@@ -20,6 +22,8 @@ DISK_SECONDS = 0.25
 TAIL_BYTES = 2000
 MOST_FILES = 10_000
 GIVE_UP_SECONDS = 20.0
+CONTEXT_BYTES = 1024 * MIB
+"""GPU memory that CUDA and its libraries take beside a candidate's arrays."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +40,10 @@ class End:
     """Exit code, or minus the signal that ended it."""
 
     seconds: float
-    """Wall clock."""
+    """Wall clock, since it was ready where it may start first."""
+
+    start_seconds: float
+    """Wall clock until it was ready."""
 
     cpu_seconds: float
     """Of it and the children that it waited for."""
@@ -151,6 +158,7 @@ class Watch:
         """
         self.candidate, self.printed, self.limits, self.folder, self.keep = candidate, printed, limits, folder, keep
         self.begun = time.monotonic()
+        self.ready = self.begun if limits.start_seconds == 0 else None
         self.peak = self.printed_bytes = 0
         self.tail = b""
         self.silent = False  # nobody holds the writing end any more
@@ -185,7 +193,8 @@ class Watch:
             reason=reason,
             message=message,
             status=status,
-            seconds=time.monotonic() - self.begun,
+            seconds=time.monotonic() - (self.ready or self.begun),
+            start_seconds=0.0 if self.ready is None else self.ready - self.begun,
             cpu_seconds=spent,
             peak_bytes=self.peak,
             tail=self.tail.decode("utf-8", "replace"),
@@ -200,7 +209,9 @@ class Watch:
         return used.ru_utime + used.ru_stime, os.waitstatus_to_exitcode(code)
 
     def _left(self) -> float:
-        return self.begun + self.limits.wall_seconds - time.monotonic()
+        """Seconds until it must be done; until it is ready, those of its start come on top."""
+        begun = self.begun + self.limits.start_seconds if self.ready is None else self.ready
+        return begun + self.limits.wall_seconds - time.monotonic()
 
     def _read(self) -> tuple[str, str] | None:
         """Take what was printed, up to the bound."""
@@ -220,8 +231,11 @@ class Watch:
 
     def _sample(self) -> tuple[str, str] | None:
         """Time, processes, memory and disk, each against its bound."""
+        if self.ready is None and (self.folder / READY).exists():
+            self.ready = time.monotonic()
         if self._left() <= 0:
-            return "timeout", f"was not done after {self.limits.wall_seconds:g} s"
+            started = "" if self.ready is not None else f", {self.limits.start_seconds:g} s for its start on top"
+            return "timeout", f"was not done after {self.limits.wall_seconds:g} s{started}"
         tree = [process for process in descendants(os.getpid()) if process not in self.keep]
         if len(tree) > self.limits.processes:
             return "crash", f"ran {len(tree)} processes at once, at most {self.limits.processes} are allowed"
@@ -232,11 +246,16 @@ class Watch:
         if memory > self.limits.memory_bytes:
             return "out-of-memory", f"used {memory // MIB} MiB, at most {self.limits.memory_bytes // MIB} are allowed"
         now = time.monotonic()
-        if now - self.looked_at_disk > DISK_SECONDS:
-            self.looked_at_disk = now
-            if _folder_bytes(self.folder) > self.limits.folder_bytes:
-                return (
-                    "output",
-                    f"left more than {self.limits.folder_bytes // MIB} MiB, or too many files, in its folder",
-                )
+        if now - self.looked_at_disk < DISK_SECONDS:
+            return None
+        self.looked_at_disk = now
+        if _folder_bytes(self.folder) > self.limits.folder_bytes:
+            return "output", f"left more than {self.limits.folder_bytes // MIB} MiB, or too many files, in its folder"
+        return self._on_gpu(tree)
+
+    def _on_gpu(self, tree: list[int]) -> tuple[str, str] | None:
+        """GPU memory of the processes of `tree`, where it can be told."""
+        bound = self.limits.gpu_bytes
+        if bound and (nvml.used(tree) or 0) > bound + CONTEXT_BYTES:
+            return "out-of-memory", f"used more than {bound // MIB} MiB of GPU memory"
         return None
