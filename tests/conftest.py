@@ -8,6 +8,7 @@ import importlib.util
 import os
 import random
 import sys
+import tempfile
 from collections.abc import Generator
 
 import numpy as np
@@ -22,6 +23,9 @@ MAY_SKIP = ("gpu", "vllm", "data")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Code that comes with checkpoints is copied here: one place for the process, since Python remembers where the package lies.
+_MODULES = tempfile.TemporaryDirectory(prefix="befit-modules-")
+os.environ["HF_MODULES_CACHE"] = _MODULES.name
 
 # The same examples on every run, and no deadline: a busy machine must not fail a correct test.
 settings.register_profile("befit", derandomize=True, deadline=None)

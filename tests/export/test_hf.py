@@ -32,11 +32,10 @@ def run(folder: Path, told: dict[str, Any]) -> Any:
     return model
 
 
-def test_a_child_is_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_is_a_repository(tmp_path: Path) -> None:
     model = run(tmp_path, summary())
     made = export_hf(tmp_path, tmp_path / "small", name="me/small", licence="apache-2.0")
     assert (made.own_code, made.dtype, made.command) == (True, "fp32", f"hf upload me/small {tmp_path / 'small'}")
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     read = AutoModelForCausalLM.from_pretrained(made.folder, trust_remote_code=True)
     assert torch.equal(read(tiny.tokens()).logits, model(tiny.tokens()).logits)
     names = {path.name for path in made.folder.iterdir()}
