@@ -164,5 +164,5 @@ def test_what_is_below_the_bar_is_never_shown() -> None:
     ],
 )
 def test_impossible_configurations_are_refused(wrong: dict) -> None:
-    with pytest.raises(BadData, match="archive: "):
+    with pytest.raises(BadData, match=next(iter(wrong))):
         ArchiveConfig(**wrong)

@@ -74,14 +74,18 @@ class ArchiveConfig:
     """Networks that each island shows to the next, 0 or more."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.shots <= 6 or not 0 <= self.at_least <= 1:
-            raise BadData(f"archive: shots must be 0 .. 6 and at_least 0 .. 1, got {self.shots} and {self.at_least}")
+        if not 0 <= self.shots <= 6:
+            raise BadData(f"shots must be 0 .. 6, got {self.shots}")
+        if not 0 <= self.at_least <= 1:
+            raise BadData(f"archive: at_least must be 0 .. 1, got {self.at_least}")
+        if self.islands < 1:
+            raise BadData(f"islands must be at least 1, got {self.islands}")
         if self.pick not in get_args(Pick):
             raise BadData(f"archive: pick must be one of {', '.join(get_args(Pick))}, got {self.pick!r}")
         if self.selection not in get_args(Selection):
             raise BadData(f"archive: selection must be one of {', '.join(get_args(Selection))}, got {self.selection!r}")
-        if min(self.elite, self.islands, self.migrate) < 1 or self.migrants < 0:
-            raise BadData("archive: elite, islands and migrate must be at least 1, migrants 0 or more")
+        if min(self.elite, self.migrate) < 1 or self.migrants < 0:
+            raise BadData("archive: elite and migrate must be at least 1, migrants 0 or more")
         if not self.pressure >= 0 or not self.temperature > 0:
             raise BadData("archive: pressure must be 0 or more and temperature above 0")
 

@@ -10,6 +10,7 @@ seed alone; the random state of the process is left as it was.
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -131,6 +132,8 @@ def load(path: str, *, device: str | None = None, dtype: str = "auto", price: Pr
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    if path.startswith((".", "/")) and not Path(path).is_dir():
+        raise UnsupportedModel(f"there is no folder {path!r}; give one with config.json, weights and a tokenizer")
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
