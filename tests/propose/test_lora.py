@@ -10,8 +10,8 @@ import torch
 from befit.errors import BadData, BefitError
 from befit.propose.archive import Scored
 from befit.propose.local import LocalModel
-from befit.propose.lora import RECORD, Asked, TuneConfig, Tuned
-from befit.propose.models import Message, Request, script
+from befit.propose.lora import RECORD, TuneConfig, Tuned
+from befit.propose.models import Message, Request
 from tiny_chat import tiny_chat, tiny_tokenizer
 
 GOOD = "```python\nclass Net: a\n```"
@@ -40,16 +40,15 @@ def rows(best: int = 1) -> list[Scored]:
     ]
 
 
-def asked(folder: Path) -> None:
+def asked(proposer: Tuned, folder: Path) -> None:
     """Four proposals, of which the second is the best."""
-    said = script("b", GOOD, "c", "d")
-    for number in range(4):
-        Asked(said, folder / "asked" / f"{number}.json").complete(request(number))
+    for number, said in enumerate(("b", GOOD, "c", "d")):
+        proposer.heard(number, request(number).messages, said, folder)
 
 
 def test_the_elites_answer_to_their_own_prompt_is_learned_and_the_base_stays(tmp_path: Path) -> None:
     proposer = tuned()
-    asked(tmp_path)
+    asked(proposer, tmp_path)
     before = {name: weight.clone() for name, weight in proposer.base.model.state_dict().items()}
     plain = proposer.model(0, [], tmp_path).complete(request(1)).text
     model = proposer.model(4, rows(), tmp_path)
@@ -67,7 +66,7 @@ def test_a_resumed_run_reads_its_adapter_and_another_row_makes_another(
 ) -> None:
     quick = replace(CONFIG, passes=2)
     proposer = tuned(quick)
-    asked(tmp_path)
+    asked(proposer, tmp_path)
     first = proposer.model(5, rows(), tmp_path)
     text = first.complete(request(9)).text
     fits, fit = count(), Tuned._fit
@@ -88,14 +87,11 @@ def test_a_resumed_run_reads_its_adapter_and_another_row_makes_another(
     assert tuned(quick).model(7, rows(), tmp_path).name == first.name, "made again, it is the same"
 
 
-def test_the_first_prompt_is_kept_with_the_last_answer_and_is_no_part_of_what_is_learned(tmp_path: Path) -> None:
-    model = Asked(script("a", "b"), tmp_path / "asked" / "3.json")
-    retry = Request(messages=(*request(3).messages, Message(role="user", content="again")))
-    assert (model.complete(request(3)).text, model.complete(retry).text) == ("a", "b")
-    kept = json.loads((tmp_path / "asked" / "3.json").read_text())
-    assert [one["content"] for one in kept["prompt"]] == ["s", "n3"]
-    assert kept["answer"] == "b" and model.name == "script"
+def test_the_last_answer_is_kept_with_its_prompt_which_is_no_part_of_what_is_learned(tmp_path: Path) -> None:
     proposer = tuned()
+    for answer in ("a", "b"):
+        proposer.heard(1, request(1).messages, answer, tmp_path)
+    assert proposer._pairs(rows(), tmp_path) == [(list(request(1).messages), "b")]
     row = proposer._encoded(request(3).messages, "xyz")
     assert row is not None
     tokens, begin = row

@@ -218,6 +218,26 @@ class Recorded:
             return made
 
 
+class Early(threading.Thread):
+    """An answer that is on its way while something else is done. Who ends the process does not wait for it."""
+
+    def __init__(self, model: Model, request: Request) -> None:
+        """The call is begun."""
+        super().__init__(daemon=True)
+        self._model, self._request = model, request
+        self._made: Completion | None = None
+        self.start()
+
+    def run(self) -> None:
+        """Make the call."""
+        self._made = self._model.complete(self._request)
+
+    def answer(self) -> Completion:
+        """Wait for it. A call that broke down is made here once more, so that its error is raised where it is seen."""
+        self.join()
+        return self._made if self._made is not None else self._model.complete(self._request)
+
+
 def _attempt(row: Any) -> Attempt:
     number, key, model, request, cached, began, ended, completion = row
     return Attempt(

@@ -72,6 +72,9 @@ class ProposeConfig:
     """Environment variable that holds the key of the server."""
     patience: float = 900.0
     """Seconds over which a call that fails is made again."""
+    ahead: int = 0
+    """Proposals that each one does not wait for: with 1, a server writes the next network while one trains, not knowing yet
+    what that one is worth. Arms, datasets and seeds do not wait for each other in any case."""
     timeout: float = 600.0
     """Seconds without a byte after which a call counts as failed."""
     extra: str = ""
@@ -99,7 +102,7 @@ class ProposeConfig:
     size: int | None = None
     """Pixels to which images are scaled and cropped."""
     lemur: Path | None = None
-    """Folder of networks and results in LEMUR's form, to show from the start."""
+    """Folder of networks and results in LEMUR's form, to show from the start; what repeats one of them is not trained."""
     export_lemur: bool = False
     """Write the trained networks in LEMUR's form too, into lemur/ of the run."""
     learn: LearnConfig = field(default_factory=LearnConfig)
@@ -108,7 +111,14 @@ class ProposeConfig:
     """Of --llm lora:PATH."""
 
     def __post_init__(self) -> None:
-        for name, least in (("proposals", 1), ("seeds", 1), ("notes", 0), ("max_tokens", 1), ("prompt_tokens", 1)):
+        for name, least in (
+            ("proposals", 1),
+            ("seeds", 1),
+            ("notes", 0),
+            ("ahead", 0),
+            ("max_tokens", 1),
+            ("prompt_tokens", 1),
+        ):
             if (told := self.__dict__[name]) < least:
                 raise BadData(f"{name} must be at least {least}, got {told}")
         for name in ("seconds", "memory", "timeout"):
@@ -125,6 +135,8 @@ class ProposeConfig:
             raise BadData(
                 f"llm must be grammar, learn, hf:PATH, lora:PATH or an address such as http://localhost:8000/v1, got {self.llm!r}"
             )
+        if self.model is not None and not self.llm.startswith("http") and not self.arms.strip():
+            raise BadData(f"model {self.model!r} is a name at a server: give its address, too, as --llm http://…/v1")
         if self.form == "genome" and self.recipe:
             raise BadData("a genome has no training of its own: leave --recipe or --form genome out")
         if self.form == "genome" and self.lemur is not None:

@@ -98,7 +98,8 @@ class Gate:
         if known is not None:
             score = f"no score ({known.reason})" if known.accuracy is None else f"{known.accuracy:.1%} accuracy"
             what = "network and training" if self._recipe else "network"
-            said = f"this {what} was tried before, as proposal {known.number}: {score}; propose one that computes something else"
+            when = f"was tried before, as proposal {known.number}" if known.number >= 0 else "is known already"
+            said = f"this {what} {when}: {score}; propose one that computes something else"
             raise _Refused(said, reason=f"seen-{rung}", same_as=known)
 
     def _built(self, source: str) -> dict[str, Any]:

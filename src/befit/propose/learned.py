@@ -33,7 +33,7 @@ from befit.propose.decoder import DecoderConfig, Row, Schedule
 from befit.propose.elites import LEVELS, pupils
 from befit.propose.grammar import Bounds, draw
 from befit.propose.local import LocalModel
-from befit.propose.models import Completion, Model, Request, Scripted
+from befit.propose.models import Completion, Message, Model, Request, Scripted
 from befit.propose.prompt import estimate, fenced, stripped
 from befit.propose.rendering import render
 from befit.rundir import digest, read_json, replacing_folder, write_json
@@ -136,6 +136,11 @@ class Learned:
         self.grammar: Model = Scripted(write=self._sample, name=f"samples:{language.name}")
         self._last: tuple[str, Decoder] | None = None
 
+    @property
+    def elsewhere(self) -> bool:
+        """No: it computes here."""
+        return False
+
     def model(self, number: int, scored: Sequence[Scored], folder: Path) -> Model:
         """The model that makes proposal `number`. What it was trained to be is under `folder`, and is read if it is there.
 
@@ -147,6 +152,9 @@ class Learned:
         if generation == 0 or explores or not rows:
             return self.grammar
         return self.generation(generation, rows, folder)
+
+    def heard(self, number: int, prompt: Sequence[Message], answer: str, folder: Path) -> None:
+        """It learns from networks alone."""
 
     def count(self, text: str) -> int:
         """Tokens of a text, about: no prompt is read."""
@@ -216,8 +224,12 @@ class Learned:
         rows = [decoder.encode(tokenizer, Row(text=text)) for text in texts]
         return [row for row in rows if len(row) <= self.config.decoder.context]
 
-    def _sample(self, _request: Request, rng: random.Random) -> str:
-        return fenced(self.language.sample(rng), self.language.mark) + "\n"
+    def _sample(self, _request: Request, rng: random.Random) -> Completion:
+        """No tokens: nothing is read, or written one by one."""
+        begin = time.perf_counter()
+        text = fenced(self.language.sample(rng), self.language.mark) + "\n"
+        seconds = time.perf_counter() - begin
+        return Completion(text=text, prompt_tokens=0, completion_tokens=0, price=0.0, seconds=seconds)
 
     def _seed(self, what: str) -> int:
         return random.Random(f"{self.seed} {what}").randrange(2**31)

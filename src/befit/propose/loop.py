@@ -2,8 +2,9 @@
 
     choose(scored) ─ prompt ─ complete ─ read ─ gate ─ (once more) ─ train in the sandbox, judged outside ─ record ─ next
 
-What a proposal is shown, and all its draws, depend on the proposals before it alone. So a run that was killed goes on with the
-one that was under way, asks for no answer that it has, and ends with the rows of a run that was not killed.
+What a proposal is shown, and all its draws, depend on the proposals before it alone (with `ahead`, on all but the last of
+these). So a run that was killed goes on with the one that was under way, asks for no answer that it has, and ends with the rows
+of a run that was not killed. A server writes the next network while one is trained, where that one need not be known.
 """
 
 import re
@@ -11,7 +12,8 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -20,7 +22,7 @@ from befit.progress import Progress, silent
 from befit.propose import genome
 from befit.propose.answer import Answer, read
 from befit.propose.archive import choose
-from befit.propose.attempts import Cache, Recorded
+from befit.propose.attempts import Cache, Early, Recorded
 from befit.propose.config import ProposeConfig
 from befit.propose.contract import contract_text
 from befit.propose.finish import keep_best
@@ -33,7 +35,7 @@ from befit.propose.proposal import Proposal, Verdict
 from befit.propose.proposers import reach
 from befit.propose.sandbox.box import Sandbox
 from befit.propose.summary import record
-from befit.rundir import write_text
+from befit.rundir import Stage, write_text
 from befit.vision.data import Images
 
 GONE = frozenset({"outage", "rate-limit", "refused"})
@@ -70,9 +72,12 @@ def propose(
 def propose_all(job: ProposeJob, building: Sandbox, training: Sandbox) -> None:
     """Make every proposal that is left, the lanes in turn. Raises `BefitError` when a model has gone."""
     gates = {name: job.gate(building, images) for name, images in job.images.items()}
-    silence = dict[str, list[Proposal]]()
-    for number, lane in job.progress(job.open_rows, "proposals"):
-        row = propose_one(job, lane, number, gates[lane.dataset], training)
+    silence, left, begin = dict[str, list[Proposal]](), job.open_rows, time.perf_counter()
+    early: Question | None = None
+    for place, (number, lane) in enumerate(job.progress(left, "proposals")):
+        question = early or question_of(job, lane, number)
+        early = early_question(job, left[place : place + 2])
+        row = propose_one(job, lane, question, gates[lane.dataset], training)
         lane.rows.append(row)
         job.records.write(row)
         missing = silence.setdefault(lane.arm.name, [])
@@ -83,26 +88,56 @@ def propose_all(job: ProposeJob, building: Sandbox, training: Sandbox) -> None:
                 f"{lane.arm.config.model or lane.arm.config.llm} did not answer {OUTAGES} times in a row ({row.said}); these "
                 f"attempts do not count, all others are kept. When it answers again: befit resume {job.config.out}"
             )
+    known = sum(row.call_seconds + row.gate_seconds + row.train_seconds for lane in job.lanes for row in lane.rows)
+    seconds = time.perf_counter() - begin if left else known
+    job.run.stages.append(Stage(name="proposals", seconds=seconds, reused=not left))
 
 
-def propose_one(job: ProposeJob, lane: Lane, number: int, gate: Gate, training: Sandbox) -> Proposal:
-    """One proposal, from what is shown to what it is worth; its row is on disk all the while."""
-    config = lane.arm.config
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A proposal that is asked for."""
+
+    row: Proposal
+    """As far as it is known."""
+    prompt: Prompt
+    """What is shown and asked."""
+    model: Model
+    """Who is asked."""
+    early: Early | None = None
+    """The first answer, if it is on its way already."""
+
+
+def early_question(job: ProposeJob, here_and_next: Sequence[tuple[int, Lane]]) -> Question | None:
+    """The next question, put to a server while the proposal here is made; None if it has to wait for that one."""
+    if len(here_and_next) < 2:
+        return None
+    (here, lane), (number, other) = here_and_next
+    waits = other is lane and number - job.config.ahead > here
+    if waits or not other.proposer.elsewhere:
+        return None
+    question = question_of(job, other, number)
+    return replace(question, early=Early(question.model, _request(other, number, 0, question.prompt.messages)))
+
+
+def question_of(job: ProposeJob, lane: Lane, number: int) -> Question:
+    """What is asked for a proposal, from the proposals that it waits for; its row is on disk."""
+    config, before = lane.arm.config, number - job.config.ahead
     row = Proposal(arm=lane.arm.name, dataset=lane.dataset, seed=lane.seed, number=number, form=config.form)
     job.records.write(row)
-    scored = lane.scored(number)
     begin = time.perf_counter()
-    model = _recorded(job, lane.proposer.model(number, scored, job.run.folder / "learn" / slug(lane.name)))
+    model = _recorded(job, lane.proposer.model(number, lane.scored(number), folder_of(job, lane)))
     learning = time.perf_counter() - begin
     archive = replace(config.archive, at_least=lane.threshold)
-    shown = choose(scored, number, lane.rng(number, "choose"), archive, dataset=lane.dataset, similar=similar)
+    shown = choose(
+        lane.scored(before), number, lane.rng(number, "choose"), archive, dataset=lane.dataset, similar=similar
+    )
     prompt = build(
         lane.task,
         contract_text(recipe=config.recipe),
         shown,
         _prompt_config(config),
         space=lane.space,
-        notes=notes([one for one in lane.rows if one.number < number]),
+        notes=notes([one for one in lane.rows if one.number < before]),
         count=lane.proposer.count,
     )
     row = replace(
@@ -112,20 +147,29 @@ def propose_one(job: ProposeJob, lane: Lane, number: int, gate: Gate, training: 
         dropped=len(prompt.dropped),
         call_seconds=learning,
     )
-    row = ask(job, lane, row, prompt, model, gate)
+    return Question(row=row, prompt=prompt, model=model)
+
+
+def propose_one(job: ProposeJob, lane: Lane, question: Question, gate: Gate, training: Sandbox) -> Proposal:
+    """One proposal, from its question to what it is worth."""
+    row = ask(job, lane, question, gate)
     if row.stage == "new-graph":
         row = train(job, lane, row, training)
     return replace(row, done=True)
 
 
-def ask(job: ProposeJob, lane: Lane, row: Proposal, prompt: Prompt, model: Model, gate: Gate) -> Proposal:
+def ask(job: ProposeJob, lane: Lane, question: Question, gate: Gate) -> Proposal:
     """Ask, look at the answer, and once more if it is refused: with the reason in one line."""
+    row, prompt, early = question.row, question.prompt, question.early
     messages = prompt.messages
     for call in range(1 + lane.arm.config.retries):
-        completion = model.complete(_request(lane, row.number, call, messages))
+        request = _request(lane, row.number, call, messages)
+        completion = early.answer() if early and not call else question.model.complete(request)
         row = charged(row, completion)
         if call and not completion.answered:
             return row  # what is known of the first answer is more
+        if completion.answered:
+            lane.proposer.heard(row.number, prompt.messages, completion.text, folder_of(job, lane))
         row = looked_at(
             lane, row, read(completion, prompt.form, parent=prompt.parent, space=lane.space), completion, gate
         )
@@ -171,7 +215,7 @@ def judged_by(row: Proposal, verdict: Verdict) -> Proposal:
         graph=verdict.graph,
         params=verdict.params,
         flops=verdict.flops,
-        accuracy=known.accuracy if known else None,
+        accuracy=known.accuracy if known and known.number >= 0 else None,
         same_as=known.number if known else None,
         gate_seconds=row.gate_seconds + verdict.seconds,
     )
@@ -223,6 +267,11 @@ def notes(rows: Sequence[Proposal]) -> list[str]:
     for reason, count in Counter(row.reason for row in refused).most_common():
         told.append(f"{count} failed by {reason}, the last one so: {last[reason]}")
     return told
+
+
+def folder_of(job: ProposeJob, lane: Lane) -> Path:
+    """Where the lane's proposer keeps what it learns."""
+    return job.run.folder / "learn" / slug(lane.name)
 
 
 def slug(name: str) -> str:

@@ -25,7 +25,7 @@ from befit.lm.training import adam, learning_rate
 from befit.propose.archive import Scored
 from befit.propose.elites import pupils
 from befit.propose.local import LocalModel
-from befit.propose.models import Completion, Message, Model, Request
+from befit.propose.models import Message, Model
 from befit.rundir import digest, read_json, replacing_folder, write_json
 
 RECORD = "tuned.json"
@@ -72,25 +72,6 @@ def _without_news() -> Iterator[None]:
         yield
 
 
-class Asked:
-    """A model that keeps what it was asked for a proposal and what it said, for the day when that is learned from."""
-
-    def __init__(self, inner: Model, path: Path) -> None:
-        self.inner, self.path = inner, path
-
-    @property
-    def name(self) -> str:
-        """The inner model's."""
-        return self.inner.name
-
-    def complete(self, request: Request) -> Completion:
-        """Answer, and keep the first prompt with the last answer: what came after a refusal is a better answer to it."""
-        made = self.inner.complete(request)
-        prompt = read_json(self.path)["prompt"] if self.path.exists() else [asdict(one) for one in request.messages]
-        write_json(self.path, {"prompt": prompt, "answer": made.text})
-        return made
-
-
 class Tuned:
     """The proposer: the base model first, then the base model with the adapter of each generation."""
 
@@ -107,12 +88,20 @@ class Tuned:
         self._weights = base.model
         self._last: tuple[str, LocalModel] | None = None
 
+    @property
+    def elsewhere(self) -> bool:
+        """No: it computes here."""
+        return False
+
     def model(self, number: int, scored: Sequence[Scored], folder: Path) -> Model:
         """The model that makes proposal `number`. Adapters, and what was asked and said, are under `folder`."""
         generation = number // self.config.every
         rows = [one for one in scored if one.number < generation * self.config.every]
-        one = self._generation(generation, rows, folder) if generation and rows else self._plain()
-        return Asked(one, folder / "asked" / f"{number}.json")
+        return self._generation(generation, rows, folder) if generation and rows else self._plain()
+
+    def heard(self, number: int, prompt: Sequence[Message], answer: str, folder: Path) -> None:
+        """Keep the prompt of a proposal with its answer, for the day when that is learned from."""
+        write_json(_asked(folder, number), {"prompt": [asdict(one) for one in prompt], "answer": answer})
 
     def count(self, text: str) -> int:
         """Tokens of a text."""
@@ -155,7 +144,7 @@ class Tuned:
         """Prompt and answer of each elite that this proposer was asked for, in order of their numbers."""
         found = list[tuple[list[Message], str]]()
         for one in pupils(rows, share=self.config.elite):
-            path = folder / "asked" / f"{one.scored.number}.json"
+            path = _asked(folder, one.scored.number)
             if one.elite and path.exists():
                 kept = read_json(path)
                 found.append(([Message(**each) for each in kept["prompt"]], kept["answer"]))
@@ -226,3 +215,7 @@ class Tuned:
             losses.append(total / len(encoded))
         model.eval()
         return losses
+
+
+def _asked(folder: Path, number: int) -> Path:
+    return folder / "asked" / f"{number}.json"

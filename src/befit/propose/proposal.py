@@ -32,12 +32,12 @@ can be built, run and trained; it keeps the budget; no earlier one has its opera
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """An earlier proposal that is the same network."""
+    """An earlier proposal, or a network known from the start, that is the same network."""
 
     number: int
-    """Its number."""
+    """Its number; below 0 for one that was known from the start."""
     accuracy: float | None
-    """Its validation accuracy, 0 .. 1; None if it has none."""
+    """Its accuracy, 0 .. 1, on the validation data if it is a proposal's; None if it has none."""
     reason: str = ""
     """Why it has none."""
 
@@ -105,9 +105,9 @@ class Proposal:
     flops: int | None = None
     """Of one image's forward, 2 for a multiply-add."""
     accuracy: float | None = None
-    """On the validation data, 0 .. 1; of a repeated network, the known one."""
+    """On the validation data, 0 .. 1; of a repeated proposal, the known one."""
     same_as: int | None = None
-    """Number of the earlier proposal that is the same network."""
+    """Number of the earlier proposal, or below 0 of the network known from the start, that is the same network."""
     parent: int | None = None
     """Number of the network that it was to change."""
     examples: tuple[int, ...] = ()

@@ -36,8 +36,17 @@ UNREACHABLE = frozenset({"outage", "refused"})
 class Proposer(Protocol):
     """Where proposals come from."""
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether its model computes on another machine, or in another process, and may be asked from any thread."""
+        ...
+
     def model(self, number: int, scored: Sequence[Scored], folder: Path) -> Model:
         """The model that makes proposal `number`, given the networks scored so far; it may keep what it learns in `folder`."""
+        ...
+
+    def heard(self, number: int, prompt: Sequence[Message], answer: str, folder: Path) -> None:
+        """Take note of what was asked for a proposal first and of what came last, from the model or from what is kept of it."""
         ...
 
     def count(self, text: str) -> int:
@@ -57,6 +66,8 @@ class Fixed:
     """The model."""
     tokens: Callable[[str], int] = estimate
     """Counts."""
+    elsewhere: bool = False
+    """Whether the model is a server."""
     end: Callable[[], None] = lambda: None
     """What is left to be done at the end."""
 
@@ -64,6 +75,9 @@ class Fixed:
         """That model."""
         del number, scored, folder
         return self.one
+
+    def heard(self, number: int, prompt: Sequence[Message], answer: str, folder: Path) -> None:
+        """Nothing is learned from it."""
 
     def count(self, text: str) -> int:
         """Tokens of a text."""
@@ -147,7 +161,7 @@ def server(config: ProposeConfig) -> Fixed:
             price_written=price.written if price else None,
         )
     )
-    return Fixed(one=one, end=one.close)
+    return Fixed(one=one, elsewhere=True, end=one.close)
 
 
 @cache

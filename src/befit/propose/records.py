@@ -1,8 +1,8 @@
 """The proposals of a run, one row each, on disk from before the first request is made until nothing is left to be done.
 
-A row is written when its proposal is begun and again after each step. A run that is killed leaves at most one row that is not
-`done`; the run that goes on makes that proposal anew, with the answers that `befit.propose.attempts` has already, and ends with
-the rows of a run that was never killed.
+A row is written when its proposal is begun and again after each step. A run that is killed leaves one row that is not `done`,
+or a second one that was asked for early; the run that goes on makes these proposals anew, with the answers that
+`befit.propose.attempts` has already, and ends with the rows of a run that was never killed.
 """
 
 import json

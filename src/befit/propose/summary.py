@@ -54,7 +54,7 @@ def record(job: ProposeJob, best: Mapping[str, Best]) -> dict[str, Any]:
         "best": [_best(name, one) for name, one in best.items()],
         "calls": vars(job.attempts.spent()),
         "stages": [vars(stage) for stage in job.run.stages],
-        "notes": [note for images in job.images.values() for note in images.notes],
+        "notes": [*(note for images in job.images.values() for note in images.notes), *job.notes],
     }
     if config.export_lemur and best:
         with replacing_folder(job.run.folder / "lemur") as folder:
