@@ -94,7 +94,7 @@ class ProposeConfig:
     seconds: float = 120.0
     """Longest training of one network; the last one may take as much longer as it has more epochs."""
     memory: float = 4.0
-    """GiB that one candidate may use beside its images."""
+    """GiB that one candidate may use beside its images; with a GPU, as much of its memory again."""
     sandbox: str = "native"
     """What proposed code runs in: native, bwrap, docker:IMAGE, or none (your rights, your files: only for code you trust)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
