@@ -2,7 +2,8 @@
 
 It has one thread, no keys in its environment and has touched no GPU, so forking is safe and what a candidate inherits is
 harmless. Requests and answers are lines of JSON on stdin and stdout. Candidates come one after the other; the server watches
-the one that runs, and answers when nothing of it is left.
+the one that runs, and answers when nothing of it is left. The process of the next one is forked before it is asked for, as
+that takes about as long as a small network needs in it.
 
 Where a namespace of processes is allowed, its first process is forked before torch is imported and only adopts orphans; a
 candidate is then a cheap single fork into that namespace, from which it can neither see nor signal what is outside.
@@ -16,7 +17,7 @@ import sys
 import traceback
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from befit.propose.sandbox import candidate
 from befit.propose.sandbox.confine import PACKAGE, Plan, confine, enter, find_plan, readable
@@ -41,11 +42,12 @@ def serve() -> None:
     gc.collect()
     gc.freeze()  # the collector would otherwise write to, and so copy, every page that is shared with the candidates
     _say({"plan": plan.to_json(), "threads": len(list(Path("/proc/self/task").iterdir()))})
-    number = 0
+    number, spare = 0, _spare(plan)
     while line := sys.stdin.buffer.readline():
         number += 1
         user = plan.first_user + number % 64 if plan.first_user else 0
-        _say(_one(plan, json.loads(line), user, keep))
+        _say(_one(spare, json.loads(line), user, keep))
+        spare = _spare(plan)
     end_all()
 
 
@@ -70,25 +72,57 @@ def _first_process() -> int:
     return process
 
 
-def _one(plan: Plan, request: dict[str, Any], user: int, keep: list[int]) -> dict[str, Any]:
-    """Fork a candidate, watch it, say how it ended."""
+class Spare(NamedTuple):
+    """A process that will be the next candidate."""
+
+    process: int
+    orders: int
+    """Writing end of the pipe on which it learns which one."""
+    printed: int
+    """Reading end of what it prints."""
+
+
+def _spare(plan: Plan) -> Spare:
+    """Fork the process of the next candidate; it waits, and ends with this one."""
+    (listening, orders), (printed, writing) = os.pipe(), os.pipe()
+    process = os.fork()
+    if process == 0:
+        os.close(orders)
+        _wait(plan, listening, writing)
+    os.close(listening)
+    os.close(writing)
+    return Spare(process, orders, printed)
+
+
+def _one(spare: Spare, request: dict[str, Any], user: int, keep: list[int]) -> dict[str, Any]:
+    """Let the spare process be this candidate, watch it, say how it ended."""
     limits, folder = Limits.from_json(request["limits"]), Path(request["folder"])
     if user:
         os.chown(folder, user, user)
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        _candidate(plan, request, limits, folder, user, writing)
-    os.close(writing)
-    end = Watch(child, reading, limits, folder, keep=keep, lifeline=0).until_end()
+    with os.fdopen(spare.orders, "w") as orders:
+        json.dump(request | {"user": user}, orders)
+    end = Watch(spare.process, spare.printed, limits, folder, keep=keep, lifeline=0).until_end()
     told = asdict(end)
     if end.status == SETUP_FAILED:
         told |= {"reason": "crash", "message": f"could not be confined, so it did not run: {end.tail[-300:]}"}
     return told
 
 
-def _candidate(plan: Plan, request: dict[str, Any], limits: Limits, folder: Path, user: int, writing: int) -> NoReturn:
+def _wait(plan: Plan, listening: int, writing: int) -> NoReturn:
+    """Wait for an order, all of it, and follow it; end without one, as the server has then ended."""
+    try:
+        die_with_parent()
+        with os.fdopen(listening) as orders:
+            order = orders.read()
+        if order:
+            _candidate(plan, json.loads(order), writing)
+    finally:
+        os._exit(SETUP_FAILED)
+
+
+def _candidate(plan: Plan, request: dict[str, Any], writing: int) -> NoReturn:
     """Become the candidate: nothing open but what it prints to, an environment of its own, confined."""
+    limits, folder, user = Limits.from_json(request["limits"]), Path(request["folder"]), request["user"]
     code = SETUP_FAILED
     try:
         os.setsid()
