@@ -15,9 +15,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from evaluation_figures import evaluation_sections
 from export_figures import export_sections
 from propose_figures import propose_sections
 from records import RESULTS, made_at, recorded
+from scale_figures import scale_sections
 from search_figures import DEMO as SEARCH
 from search_figures import search_block, search_sections
 from serving_figures import serving_sections
@@ -94,7 +96,8 @@ def page() -> str:
         "Solver": f"`python benchmarks/solve_scale.py`: {solver['layers']} layers of {solver['options']} options under two "
         + f"bounds, proven optimal (largest gap {gap:g}), {slowest:.1f} s for the slowest of all tables.\n",
     }
-    sections |= nested_sections() | search_sections() | export_sections() | serving_sections() | propose_sections()
+    sections |= nested_sections() | search_sections() | export_sections() | serving_sections() | propose_sections() | evaluation_sections()
+    sections |= scale_sections()
     head = (
         "# Results\n\nWritten by `docs/update_figures.py` from `benchmarks/results`; every section names its script.\n"
     )

@@ -417,3 +417,18 @@ def test_figures_read_proposals(figures: ModuleType) -> None:
     assert "2 seeds" in text and "Of 40 proposals of the decoder 60% were read as Python" in text
     assert text.count("| 50.0% | 62.5% | +10.0 to +15.0 | 0.004 |") == 5
     assert proposals.propose_sections(ROOT) == {}
+
+
+def test_figures_read_tasks(figures: ModuleType) -> None:
+    tasks = importlib.import_module("evaluation_figures")
+    plain = {"mean": 0.25, "stderr": 0.05}
+    models = {"parent": plain, "other": plain | {"mean": 0.5, "difference": {"low": 0.1, "high": 0.4}}}
+    one = {"models": models, "parent_can": False}
+    measures = {"choice": one, "doubt": one, "gain": one | {"groups": {"tokens": {"160": one | {"parent_can": True}}}}}
+    record = {"tasks": {"needle": {"measures": measures}}, "machine": {"device": "a CPU"}, "asked": {"items": 9}}
+    text = tasks.evaluation_block(record)
+    assert "| needle | choice | 25.0% ± 5.0% (cannot) | 50.0% ± 5.0% | 10.0% to 40.0% |" in text
+    assert (
+        "| needle | gain, nats, 160 tokens | 0.25 ± 0.05 | 0.50 ± 0.05 | 0.10 to 0.40 |" in text and "doubt" not in text
+    )
+    assert tasks.evaluation_sections(ROOT) == {}
