@@ -35,7 +35,7 @@ def sandbox_verb(arguments: Sequence[str]) -> None:
             gpu: Try the sandbox in which networks are trained on a GPU: what CUDA needs is let in there. Needs a CUDA device.
             json_: Print JSON.
         """
-        from befit.propose.sandbox.trial import GPU_NAMES, NAMES, mechanisms, required, try_out
+        from befit.propose.sandbox.trial import GPU_NAMES, NAMES, left_out, mechanisms, required, try_out
 
         if sandbox == "none":
             say(
@@ -47,14 +47,22 @@ def sandbox_verb(arguments: Sequence[str]) -> None:
             raise BadBudget(f"--require {require}: {', '.join(GPU_NAMES)} can be required with --gpu only")
         required([], needed)  # a misspelt name is told at once
         plan, findings = try_out(backend=sandbox, without=_words(without), gpu=gpu)
-        active = mechanisms(plan)
+        active, absent = mechanisms(plan), left_out(plan, _words(without))
         if json_:
             rows = [asdict(found) for found in findings]
-            show_lines([json.dumps({"sandbox": sandbox, "mechanisms": active, "protections": rows}, indent=1)])
+            show_lines(
+                [
+                    json.dumps(
+                        {"sandbox": sandbox, "mechanisms": active, "left_out": absent, "protections": rows}, indent=1
+                    )
+                ]
+            )
         else:
             show_rows([_row(found) for found in findings], f"sandbox {sandbox}: {', '.join(active) or 'no mechanism'}")
             missing = [found.name for found in findings if not found.enforced]
             show_lines([f"Not enforced here: {', '.join(missing)}." if missing else "All were tried, and all held."])
+            if absent:
+                show_lines([f"Left out, for CUDA does not work with it: {', '.join(absent)}."])
         required(findings, needed)
 
     tyro.cli(sandbox, args=arguments, prog="befit sandbox")

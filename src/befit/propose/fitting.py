@@ -77,7 +77,8 @@ def start_gpu(folder: Path, most: int) -> str:
         total = torch.cuda.mem_get_info()[1]
         torch.zeros(8, 8, device="cuda").mm(torch.zeros(8, 8, device="cuda")).cpu()
     except (RuntimeError, AssertionError) as error:  # torch asserts where it was built without CUDA
-        raise TrialFailed(f"no CUDA device: {str(error).splitlines()[0]}", reason="crash") from error
+        said = str(error).partition("\n")[0]
+        raise TrialFailed(f"no CUDA device: {said}", reason="crash") from error
     if most:
         torch.cuda.set_per_process_memory_fraction(min(1.0, most / total))
     ready(folder)

@@ -32,6 +32,7 @@ def expected(plan: Plan) -> dict[str, bool]:
         "reads": plan.landlock >= 1,
         "writes": plan.landlock >= 1,
         "connect": no_network or plan.landlock >= 4,
+        "services": plan.seccomp,
         "listen": plan.seccomp or plan.landlock >= 4,
         "datagrams": no_network,
         "signals": plan.pid_namespace or bool(plan.first_user) or plan.landlock >= 6,
@@ -64,7 +65,7 @@ HOLDS = {
     "pid-namespace": ["signals"],
     "network-namespace": ["connect", "datagrams"],
     "landlock": ["environment", "reads", "connect", "listen", "signals"],
-    "seccomp": ["connect", "datagrams", "listen"],
+    "seccomp": ["connect", "datagrams", "listen", "services"],
 }
 
 

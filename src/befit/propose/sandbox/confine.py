@@ -42,8 +42,8 @@ SYSTEM_READABLE = (
     "/dev/random", "/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/sys/devices/system/cpu",
 )  # fmt: skip
 GPU_READABLE = (
-    "/proc/driver", "/proc/devices", "/proc/modules", "/proc/sys/vm", "/sys/devices", "/sys/module", "/sys/bus/pci",
-    "/sys/kernel/mm", "/etc/nvidia",
+    "/proc/driver", "/proc/devices", "/proc/modules", "/proc/filesystems", "/proc/stat", "/proc/sys/vm", "/sys/devices",
+    "/sys/module", "/sys/bus/pci", "/sys/kernel/mm", "/etc/nvidia",
 )  # fmt: skip
 GPU_WRITABLE = ("/proc/self/task",)
 """CUDA names its threads by writing there, and does not start where it may not."""
@@ -104,7 +104,15 @@ def devices(*, gpu: bool = False) -> tuple[str, ...]:
 def computing() -> list[str]:
     """The device files without which nothing is computed on a GPU, of those that this process may open."""
     found = [*Path("/dev").glob("nvidia[0-9]*"), Path("/dev/nvidiactl"), Path("/dev/nvidia-uvm")]
-    return [str(path) for path in sorted(found) if os.access(path, os.R_OK | os.W_OK)]
+    return [str(path) for path in sorted(found) if _opens(path)]
+
+
+def _opens(path: Path) -> bool:
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def _works(attempt: Callable[[], None]) -> bool:

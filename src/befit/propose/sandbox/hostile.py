@@ -178,6 +178,10 @@ def _listening(plan: Plan) -> list[str]:
     return _names((plan.seccomp, "seccomp"), (plan.landlock >= 4, "Landlock (TCP)"))
 
 
+def _services(plan: Plan) -> list[str]:
+    return _names((plan.seccomp, "seccomp"))
+
+
 def _datagrams(plan: Plan) -> list[str]:
     return _names((plan.network_namespace, "network namespace"), (plan.seccomp, "seccomp"))
 
@@ -243,6 +247,11 @@ attempt("/dev/shm", lambda: open("/dev/shm/" + arguments["name"], "w").write("x"
 CONNECT = """
 import socket
 attempt("TCP", lambda: socket.create_connection(("127.0.0.1", arguments["port"]), 3).sendall(b"x"))
+"""
+UNIX = """
+import os, socket
+place = os.path.dirname(arguments["secret"]) + "/service"
+attempt("a Unix socket", lambda: socket.socket(socket.AF_UNIX).connect(place))
 """
 DATAGRAM = """
 import socket
@@ -324,6 +333,9 @@ HOSTILE: dict[str, Hostile] = {
     "connect": Hostile(
         protection="connecting by TCP", source=TRY + CONNECT, judge=_unanswered, by=_network, outer=True
     ),
+    "services": Hostile(
+        protection="reaching services by Unix sockets", source=TRY + UNIX, judge=_refused, by=_services, outer=True
+    ),
     "datagrams": Hostile(
         protection="sending by UDP", source=TRY + DATAGRAM, judge=_unanswered, by=_datagrams, outer=True
     ),
@@ -377,15 +389,3 @@ HOSTILE: dict[str, Hostile] = {
     ),
 }
 """By the name that `befit sandbox --require` knows."""
-
-FORGER = """
-import json, sys, os
-answers = sys.modules["befit.propose.sandbox.answers"]
-answers.accuracy = lambda logits, labels: 1.0
-print(json.dumps({"ok": True, "value": {"accuracy": 1.0}}))
-answer = {"accuracy": 1.0, "labels": [name for name in os.listdir() if "label" in name and "train" not in name]}
-import numpy as np
-from safetensors.numpy import save_file
-save_file({"logits": np.eye(10, dtype="float32")[np.zeros(100, int)]}, "answer.safetensors")
-"""
-"""Says that it is always right, by every channel it has, and predicts the first class."""

@@ -17,7 +17,7 @@ from befit.propose.sandbox import backends, tasks
 from befit.propose.sandbox.answers import Expected, accuracy
 from befit.propose.sandbox.box import Result, Sandbox
 from befit.propose.sandbox.confine import MECHANISMS, Plan
-from befit.propose.sandbox.hostile import FORGER, HOSTILE, Scene
+from befit.propose.sandbox.hostile import HOSTILE, Scene
 from befit.propose.sandbox.hostile_gpu import COMPUTE, LIMITS, ON_GPU
 
 SCORE = "score"
@@ -27,6 +27,19 @@ NAMES = (*HOSTILE, SCORE)
 COMPUTES = "cuda"
 GPU_NAMES = (*ON_GPU, COMPUTES)
 """What `--gpu` tries beside them."""
+
+
+FORGER = """
+import json, sys, os
+answers = sys.modules["befit.propose.sandbox.answers"]
+answers.accuracy = lambda logits, labels: 1.0
+print(json.dumps({"ok": True, "value": {"accuracy": 1.0}}))
+answer = {"accuracy": 1.0, "labels": [name for name in os.listdir() if "label" in name and "train" not in name]}
+import numpy as np
+from safetensors.numpy import save_file
+save_file({"logits": np.eye(10, dtype="float32")[np.zeros(100, int)]}, "answer.safetensors")
+"""
+"""Says that it is always right, by every channel it has, and predicts the first class."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +86,10 @@ def scene(key: str) -> Iterator[Scene]:
             path.chmod(0o666)
         place.chmod(0o755)
         target.chmod(0o777)
+        service = stack.enter_context(socket.socket(socket.AF_UNIX))
+        service.bind(str(place / "service"))
+        service.listen()
+        (place / "service").chmod(0o666)
         stream = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         port = stream.getsockname()[1]
         datagrams = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
@@ -233,6 +250,18 @@ def mechanisms(plan: Plan) -> list[str]:
         "GPU let in": plan.gpu,
     }
     return [word for word, active in words.items() if active]
+
+
+def left_out(plan: Plan, without: Sequence[str] = ()) -> list[str]:
+    """What a run without a GPU has and this plan has not, because CUDA would not work; beside what was left `without`."""
+    words = {
+        "process namespace": "pid-namespace" not in without,
+        "RLIMIT_DATA": "limits" not in without,
+        "a user of its own (it may not open the devices)": os.geteuid() == 0
+        and not plan.first_user
+        and "user" not in without,
+    }
+    return [word for word, so in words.items() if plan.gpu and so]
 
 
 def required(findings: Sequence[Finding], names: Sequence[str]) -> None:

@@ -231,7 +231,7 @@ class Watch:
 
     def _sample(self) -> tuple[str, str] | None:
         """Time, processes, memory and disk, each against its bound."""
-        if self.ready is None and (self.folder / READY).exists():
+        if self.ready is None and os.access(self.folder / READY, os.F_OK):
             self.ready = time.monotonic()
         if self._left() <= 0:
             started = "" if self.ready is not None else f", {self.limits.start_seconds:g} s for its start on top"
