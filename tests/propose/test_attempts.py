@@ -12,6 +12,7 @@ import pytest
 from befit.errors import DiskFull, RunConflict
 from befit.propose.attempts import Attempts, Cache, Recorded
 from befit.propose.client import Server, ServerConfig
+from befit.propose.database import transaction
 from befit.propose.models import Completion, Message, Request, Scripted, Try, script
 from chat_server import answer, error, serving
 
@@ -114,7 +115,7 @@ def test_a_full_disk_is_said_to_be_one_and_loses_nothing(tmp_path: Path) -> None
     number = attempts.begin(ASK, "m")
 
     def grow() -> None:
-        with attempts._connected() as connection:
+        with transaction(attempts.path, "attempts") as connection:
             pages = connection.execute("PRAGMA page_count").fetchone()[0]
             connection.execute(f"PRAGMA max_page_count = {pages}")
             connection.execute("UPDATE attempts SET completion = ? WHERE number = ?", ("x" * 100_000, number))

@@ -1,6 +1,5 @@
 """Training in the sandbox and scoring outside: the same network as befit's own training, reasons, and weights that load."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -9,9 +8,7 @@ import torch
 from torch import nn
 
 from befit.errors import TrialFailed
-from befit.propose import fitting
 from befit.propose.judge import PRM, Training, commonest, guessing, judge, judge_best
-from befit.propose.sandbox import tasks
 from befit.propose.sandbox.box import Sandbox
 from befit.vision.data import Images, from_arrays
 from befit.vision.training import TrainConfig, accuracy, train
@@ -42,12 +39,6 @@ def supported_hyperparameters():
     return {"lr", "mass", "dropout"}
 """
 TRAINING = Training(config=TrainConfig(epochs=3, batch=32), seconds=60)
-
-
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    with Sandbox(warm=(tasks.warm, fitting.warm)) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

@@ -168,6 +168,8 @@ def test_the_grammar_explores_and_stands_in_where_nothing_was_scored(tmp_path: P
     share = sum(some.model(number, sampled(24), tmp_path) is some.grammar for number in range(24, 1024)) / 1000
     assert share == pytest.approx(0.3, abs=0.06)  # four standard deviations
     assert proposer.count("x" * 30) == 10
+    drawn = proposer.grammar.complete(Request(messages=(Message(role="user", content="a long prompt"),)))
+    assert (drawn.prompt_tokens, drawn.completion_tokens) == (0, 0), "no prompt is read"
     proposer.close()
 
 

@@ -1,8 +1,10 @@
 """The loop with models from a script: refusals, repeats, silence, and runs that were stopped anywhere."""
 
 import sqlite3
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -10,26 +12,23 @@ import numpy as np
 import pytest
 
 from befit.errors import BefitError, RunConflict
-from befit.propose import fitting, loop
+from befit.propose import loop
 from befit.propose.config import ProposeConfig
-from befit.propose.job import Lane, ProposeJob, similar
+from befit.propose.diversity import similar
+from befit.propose.job import ProposeJob
 from befit.propose.judge import Judged
+from befit.propose.lane import Lane
 from befit.propose.loop import notes, propose, propose_all
-from befit.propose.models import Completion, Request, Scripted
+from befit.propose.models import Completion, Message, Request, Scripted
 from befit.propose.proposal import Proposal
+from befit.propose.proposers import Fixed
 from befit.propose.records import Records
-from befit.propose.sandbox import tasks
 from befit.propose.sandbox.box import Sandbox
 from befit.vision.data import Images, from_arrays
 from befit.vision.training import TrainConfig
+from chat_server import answer, serving
 
 TIMES = ("call_seconds", "gate_seconds", "train_seconds")
-
-
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    with Sandbox(warm=(tasks.warm, fitting.warm)) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")
@@ -266,17 +265,116 @@ def test_genomes_and_changes_go_through_the_same_loop(
     assert "nn.Sequential(nn.Flatten()" in rows[1].source
 
 
+def in_lemur(folder: Path, rows: str = "old,arrays,0.99\n") -> Path:
+    folder.mkdir()
+    (folder / "old.py").write_text(net(7).split("\n", 1)[1].removesuffix("```"))
+    (folder / "stat.csv").write_text(f"nn,dataset,accuracy\n{rows}")
+    return folder
+
+
 def test_networks_of_lemur_are_shown_from_the_start(sandbox: Sandbox, images: Images, tmp_path: Path) -> None:
-    (tmp_path / "lemur").mkdir()
-    (tmp_path / "lemur" / "old.py").write_text(net(7).split("\n", 1)[1].removesuffix("```"))
-    (tmp_path / "lemur" / "stat.csv").write_text("nn,dataset,accuracy\nold,arrays,0.99\n")
-    told = config(tmp_path / "run", proposals=2, lemur=tmp_path / "lemur", form="search-replace")
+    told = config(tmp_path / "run", proposals=2, lemur=in_lemur(tmp_path / "lemur"), form="search-replace")
     change = "<<<<<<< SEARCH\n        return self.b(\n=======\n        return 2 * self.b(\n>>>>>>> REPLACE"
     model = Scripted(write=by_number([change, net(8)], net(9)))
     rows = ran(sandbox, images, told, model)
     assert rows[0].parent == -1 and "99.0% (LEMUR's old, 1 epoch)" in model.asked[0].messages[1].content
     assert [row.accuracy is not None for row in rows] == [True, True]
     assert all(row.number >= 0 for row in rows), "they are shown, and are no results of this run"
+
+
+def test_what_repeats_a_network_of_lemur_is_not_trained(
+    sandbox: Sandbox, images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "judge", lambda *_, **__: pytest.fail("it is known"))
+    renamed = net(7).replace("self.a", "self.first")
+    model = Scripted(write=by_number([renamed, renamed]))
+    folder = in_lemur(tmp_path / "lemur", "old,arrays,0.99\nold,mnist,0.5\nnone,arrays,0.5\n")
+    with pytest.warns(UserWarning, match="known from the start: 1; rows that were left out: dataset 1, no-code 1"):
+        [row] = ran(sandbox, images, config(tmp_path / "run", proposals=1, lemur=folder), model)
+    assert (row.stage, row.reason, row.same_as) == ("allowed", "seen-tree", -1)
+    assert row.accuracy is None, "measured elsewhere, on other images"
+    assert "this network is known already: 99.0% accuracy" in model.asked[1].messages[-1].content
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listener(Fixed):
+    """A proposer that notes what it hears."""
+
+    told: list[tuple[int, str, str]] = field(default_factory=list[tuple[int, str, str]])
+
+    def heard(self, number: int, prompt: Sequence[Message], answer: str, folder: Path) -> None:
+        self.told.append((number, prompt[-1].content, answer))
+
+
+def test_a_proposer_hears_every_answer_wherever_it_came_from(
+    sandbox: Sandbox, images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "judge", lambda *_, **__: Judged(accuracy=0.9))
+    model = Scripted(write=ANSWERS)
+    heard = list[Any]()
+    for run in ("asked", "from the cache", "from the cache"):  # the last one is resumed, with nothing left to be done
+        job = ProposeJob.open(config(tmp_path / run, cache=tmp_path / "cache", proposals=2), model=model, data=images)
+        listener = Listener(one=model)
+        job.lanes[0].proposer = listener
+        job.begin()
+        propose_all(job, sandbox, sandbox)
+        heard.append(listener.told)
+    first, second = (one.messages[-1].content for one in model.asked[:2])
+    assert heard[0] == heard[1] == [(0, first, net(4)), (1, second, "Hm."), (1, second, net(5))]
+    assert len(model.asked) == 3 and not heard[2]
+
+
+@pytest.mark.parametrize("told", [{"ahead": 1, "proposals": 3}, {"arms": "shots=0,1", "proposals": 2}], ids=str)
+def test_a_server_writes_the_next_network_while_one_trains(
+    told: dict[str, Any], sandbox: Sandbox, images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each training waits for the request of the next proposal; a run that is killed meanwhile ends as one that is not."""
+    widths = dict[int, int]()
+
+    def run(out: Path, training: Callable[[int, int], None]) -> list[Proposal]:
+        job = ProposeJob.open(config(out, llm=seen.url, model="m", retries=0, **told), data=images)
+        left, before, trained = job.open_rows, len(seen.bodies), count(1)
+        widths.update({lane.seed_of(n, "call 0"): 4 + 2 * n + job.lanes.index(lane) for n, lane in left})
+
+        def judged(*_: Any, seed: int) -> Judged:
+            training(min(next(trained) + 1, len(left)), before)
+            return Judged(accuracy=0.9)
+
+        monkeypatch.setattr(loop, "judge", judged)
+        job.begin()
+        try:
+            propose_all(job, sandbox, sandbox)
+        finally:
+            wait(lambda: all(one.completion is not None for one in job.attempts.rows()))
+            for lane in job.lanes:
+                lane.proposer.close()
+        return rows_of(out)
+
+    def asked_for_the_next(least: int, before: int) -> None:
+        wait(lambda: len(seen.bodies) >= before + least)
+
+    def killed(least: int, before: int) -> None:
+        asked_for_the_next(least, before)
+        raise Killed
+
+    with serving(lambda body, _number: answer(net(widths[body["seed"]]))) as seen:
+        whole = run(tmp_path / "whole", asked_for_the_next)
+        with pytest.raises(Killed):
+            run(tmp_path / "killed", killed)
+        assert [row.done for row in rows_of(tmp_path / "killed")] == [False, False]
+        asked = len(seen.bodies)
+        assert run(tmp_path / "killed", lambda *_: None) == whole
+        assert len(seen.bodies) == asked + len(whole) - 2, "two answers were there"
+    assert all(row.stage == "above-chance" for row in whole)
+    # With `ahead` the second proposal did not wait for the first; arms see their own proposals as ever.
+    assert [row.parent for row in whole] == ([None, None, 0] if "ahead" in told else [None, 0, None, 0])
+
+
+def wait(ready: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not ready():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_a_whole_run_leaves_the_best(images: Images, tmp_path: Path) -> None:
@@ -290,7 +388,11 @@ def test_a_whole_run_leaves_the_best(images: Images, tmp_path: Path) -> None:
         "README.md",
     }
     assert best["test"] > 0.8 and (tmp_path / "report.html").exists()
-    assert propose(config(tmp_path, proposals=2), model=Scripted(write=ANSWERS), data=images)["best"] == summary["best"]
+    again = propose(config(tmp_path, proposals=2), model=Scripted(write=ANSWERS), data=images)
+    assert again["best"] == summary["best"]
+    stages = [{name: told[name] for name in ("name", "reused")} for run in (summary, again) for told in run["stages"]]
+    assert stages == [{"name": n, "reused": r} for r in (False, True) for n in ("data", "proposals", "best")]
+    assert all(stage["seconds"] > 0 for stage in (summary["stages"][1], again["stages"][1]))
 
 
 def test_a_folder_of_another_run_is_refused(sandbox: Sandbox, images: Images, tmp_path: Path) -> None:

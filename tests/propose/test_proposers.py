@@ -85,6 +85,8 @@ def test_local_weights_propose(tmp_path: Path) -> None:
     proposer = proposer_of(told, TASK, None, "cpu", 0)
     assert proposer.count("abc") == 3 and proposer.model(0, [], tmp_path) is proposer.model(5, [], tmp_path)
     assert proposer is proposer_of(told, TASK, None, "cpu", 1), "loaded once"
+    with pytest.raises(UnsupportedModel, match=f"no folder '{tmp_path}/nowhere'"):
+        proposer_of(ProposeConfig(llm=f"hf:{tmp_path}/nowhere"), TASK, None, "cpu", 0)
     with pytest.raises(UnsupportedModel, match="no causal language model"):
         proposer_of(ProposeConfig(llm=f"hf:{tmp_path}"), TASK, None, "cpu", 0)
 

@@ -11,16 +11,13 @@ outage, a refusal) is recorded but not reused.
 """
 
 import json
-import sqlite3
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from befit.errors import DiskFull, RunConflict
+from befit.propose.database import transaction
 from befit.propose.models import Completion, Model, Request
 from befit.rundir import read_json, write_json
 
@@ -89,7 +86,7 @@ class Attempts:
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        with self._connected() as connection:
+        with transaction(self.path, "attempts") as connection:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute(TABLE)
             connection.execute(INDEX)
@@ -100,7 +97,7 @@ class Attempts:
 
     def end(self, number: int, completion: Completion) -> None:
         """Write what came of it."""
-        with self._connected() as connection:
+        with transaction(self.path, "attempts") as connection:
             told = (time.time(), json.dumps(asdict(completion)), number)
             connection.execute("UPDATE attempts SET ended = ?, completion = ? WHERE number = ?", told)
 
@@ -111,14 +108,14 @@ class Attempts:
     def answer(self, key: str) -> Completion | None:
         """The answer that the request of this key has in this run; None if it has none yet."""
         query = "SELECT completion FROM attempts WHERE key = ? AND completion IS NOT NULL ORDER BY number DESC"
-        with self._connected() as connection:
+        with transaction(self.path, "attempts") as connection:
             made = [Completion.of(json.loads(row[0])) for row in connection.execute(query, (key,))]
         return next((one for one in made if one.answered), None)
 
     def rows(self) -> list[Attempt]:
         """All attempts, in order."""
         query = "SELECT number, key, model, request, cached, began, ended, completion FROM attempts ORDER BY number"
-        with self._connected() as connection:
+        with transaction(self.path, "attempts") as connection:
             return [_attempt(row) for row in connection.execute(query)]
 
     def spent(self) -> Spent:
@@ -141,29 +138,9 @@ class Attempts:
         said = json.dumps(asdict(completion)) if completion is not None else None
         row = (request.key(model), model, json.dumps(asdict(request)), there, now, now if there else None, said)
         columns = "key, model, request, cached, began, ended, completion"
-        with self._connected() as connection:
+        with transaction(self.path, "attempts") as connection:
             made = connection.execute(f"INSERT INTO attempts ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", row)
             return made.lastrowid or 0
-
-    @contextmanager
-    def _connected(self) -> Iterator[sqlite3.Connection]:
-        """A connection for one transaction, which is on the disk when the block ends.
-
-        Raises `RunConflict` for a file that is something else, `DiskFull` where there is no room.
-        """
-        with closing(sqlite3.connect(self.path, timeout=60.0)) as connection:
-            try:
-                connection.execute("PRAGMA synchronous=FULL")
-                with connection:
-                    yield connection
-            except sqlite3.DatabaseError as error:
-                if isinstance(error, sqlite3.OperationalError):
-                    if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
-                        raise
-                    raise DiskFull(
-                        f"no room on the disk for {self.path}; free some space and run the same command again"
-                    ) from error
-                raise RunConflict(f"{self.path} is no table of attempts ({error}); give another --out") from error
 
 
 class Cache:

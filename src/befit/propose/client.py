@@ -106,6 +106,7 @@ class Server:
         self._sleep = sleep
         self._unknown = set[str]()
         self._lock = threading.Lock()
+        self._closed = False
         self._client = self._openai.OpenAI(
             base_url=config.url, api_key=self._key or "none", timeout=config.timeout, max_retries=0
         )
@@ -120,7 +121,8 @@ class Server:
         return f"Server({self.name!r})"
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Give the connections back; a call that is under way in another thread is made no more."""
+        self._closed = True
         self._client.close()
 
     def complete(self, request: Request) -> Completion:
@@ -137,7 +139,7 @@ class Server:
                 with self._lock:
                     self._unknown.add(found.setting)
                 rest = 0.0
-            elif not found.again or time.monotonic() - begin + rest > self.config.patience:
+            elif not found.again or self._closed or time.monotonic() - begin + rest > self.config.patience:
                 tries.append(Try(reason=found.reason, said=found.said, seconds=time.monotonic() - start))
                 spent = time.monotonic() - begin
                 return Completion(finish=found.reason, said=found.said, seconds=spent, tries=tuple(tries))

@@ -1,15 +1,17 @@
-"""How alike the networks of a run are: soft, for a report; no proposal is refused for being like another.
+"""How alike the networks of a run are: soft, for examples and for a report; no proposal is refused for being like another.
 
 The measure is `befit.propose.fingerprint.similarity`. A run that goes on writing the same network with other numbers has a high
 similarity and few surprises left; one that grows ever more alike has settled.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import combinations
 from statistics import fmean, median
 from typing import Any
 
 from befit.errors import BadProposal
+from befit.propose.archive import Scored
 from befit.propose.fingerprint import runs, similarity
 from befit.propose.funnel import is_trained
 from befit.propose.proposal import Proposal
@@ -49,3 +51,16 @@ def _runs(source: str) -> frozenset[int] | None:
         return runs(source)
     except BadProposal:  # a genome's text, say
         return None
+
+
+def similar(a: Scored, b: Scored) -> float:
+    """How alike two networks are, 0 .. 1: shared runs of their trees, or shared lines of their genomes."""
+    return similarity(_pieces(a.text), _pieces(b.text))
+
+
+@lru_cache(maxsize=4096)
+def _pieces(text: str) -> frozenset[int]:
+    try:
+        return runs(text)
+    except BadProposal:
+        return frozenset(hash(line) for line in text.splitlines())

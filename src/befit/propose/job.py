@@ -1,43 +1,28 @@
-"""What all proposals of one run share: the run directory, the images, the sandboxes, and the lanes in which they are made.
+"""What all proposals of one run share: the run directory, the images, the sandboxes, and the lanes in which they are made."""
 
-A lane is an arm on a dataset with a seed. Lanes know nothing of each other: each has its own archive, and makes proposal
-after proposal from what it has seen itself.
-"""
-
-import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 import torch
 
-from befit.arch.mobile import options_for
-from befit.arch.space import Space
-from befit.errors import BadProposal, BefitError, RunConflict
+from befit.errors import BefitError, RunConflict
 from befit.progress import Progress, silent
-from befit.propose import fitting, genome
-from befit.propose.archive import Scored
-from befit.propose.arms import Arm, arms_of
+from befit.propose import fitting
+from befit.propose.arms import arms_of
 from befit.propose.attempts import Attempts
 from befit.propose.config import ProposeConfig
-from befit.propose.fingerprint import runs, similarity
 from befit.propose.gate import Gate, checked
-from befit.propose.judge import PRM, Training, guessing, reach_gpu
+from befit.propose.judge import PRM, Training, reach_gpu
+from befit.propose.lane import Lane, lane_of
 from befit.propose.lemur import Imported, read_lemur
 from befit.propose.models import Model
-from befit.propose.prompt import Task
-from befit.propose.proposal import Known, Proposal
-from befit.propose.proposers import Fixed, Proposer, proposer_of
 from befit.propose.records import Records
 from befit.propose.sandbox import tasks
 from befit.propose.sandbox.box import Sandbox
 from befit.rundir import Run, digest, write_json
-from befit.vision.blueprint import Blueprint
-from befit.vision.checkpoint import blueprint_of
 from befit.vision.data import Images, load_images
 
 TABLES = "proposals.sqlite"
@@ -49,74 +34,6 @@ REDONE = (
 """Settings that may change in an existing run directory."""
 
 GIB = 2**30
-
-
-@dataclass(kw_only=True)
-class Lane:
-    """One arm on one dataset with one seed."""
-
-    arm: Arm
-    dataset: str
-    seed: int
-    images: Images
-    threshold: float
-    """Accuracy that a network must exceed to be above chance."""
-    task: Task
-    """What the model is told."""
-    proposer: Proposer
-    space: Space | None
-    """Of genomes."""
-    options: Mapping[str, Any]
-    """With which that space was made."""
-    given: tuple[Scored, ...] = ()
-    """Networks known from the start."""
-    rows: list[Proposal] = field(default_factory=list[Proposal])
-    """What was proposed so far, in order."""
-
-    @property
-    def name(self) -> str:
-        """For a folder and a message."""
-        return "-".join(part for part in (self.arm.name, self.dataset, str(self.seed)) if part)
-
-    def rng(self, number: int, what: str) -> random.Random:
-        """Draws for one purpose of one proposal, the same in any process."""
-        return random.Random(self.seed_of(number, what))
-
-    def seed_of(self, number: int, what: str) -> int:
-        """A seed that no other purpose, proposal or lane has."""
-        return int(digest("seed", what, self.arm.name, self.dataset, self.seed, number)[:7], 16)
-
-    def scored(self, before: int) -> list[Scored]:
-        """The networks that were trained before proposal `before`, and those known from the start."""
-        rows = [row for row in self.rows if row.number < before and row.accuracy is not None and row.same_as is None]
-        return [*self.given, *(self._scored(row, row.accuracy) for row in rows if row.accuracy is not None)]
-
-    def _scored(self, row: Proposal, accuracy: float) -> Scored:
-        text = genome.shown(self.space.arch(genome.arch_in(row.source))) if self.space is not None else row.source
-        return Scored(
-            number=row.number,
-            key=row.graph or row.tree,
-            text=text,
-            dataset=self.dataset,
-            accuracy=accuracy,
-            note="" if row.params is None else f"{row.params:,} parameters",
-        )
-
-    def seen(self, number: int) -> Callable[[str, str], Known | None]:
-        """What the gate asks: the network known from the start, or the first proposal before this one, that has the key."""
-
-        def look(rung: str, key: str) -> Known | None:
-            for one in self.given:
-                if rung == "tree" and key == one.key:
-                    return Known(number=one.number, accuracy=one.accuracy)
-            for row in self.rows:
-                own = row.tree if rung == "tree" else row.graph
-                if row.number < number and own and key in (own, f"{own}+{row.recipe}"):
-                    first = row.number if row.same_as is None else row.same_as
-                    return Known(number=first, accuracy=row.accuracy, reason=row.reason)
-            return None
-
-        return look
 
 
 @dataclass(kw_only=True)
@@ -247,69 +164,11 @@ def training_of(config: ProposeConfig) -> Training:
 def imported_in_words(known: Imported) -> str:
     """How many networks came from LEMUR, and why other rows did not."""
     left = ", ".join(f"{reason} {count}" for reason, count in sorted(known.refused.items(), key=lambda one: -one[1]))
-    told = f"{len(known.networks)} networks of LEMUR are known from the start"
-    return f"{told}; rows that were left out, by reason: {left}" if left else told
-
-
-def lane_of(arm: Arm, dataset: str, seed: int, images: Images, training: Training, model: Model | None) -> Lane:
-    """A lane in which nothing was proposed yet."""
-    config, task = arm.config, images.task
-    blueprint, options = space_of(config, images)
-    space = blueprint.space if blueprint is not None else None
-    return Lane(
-        arm=arm,
-        dataset=dataset,
-        seed=seed,
-        images=images,
-        threshold=guessing(images.validation.labels),
-        task=Task(
-            dataset=dataset,
-            images=(task.channels, task.height, task.width),
-            classes=task.classes,
-            training=training_in_words(training),
-            budget=config.budget or "",
-        ),
-        proposer=Fixed(one=model) if model is not None else proposer_of(config, task, space, training.device, seed),
-        space=space,
-        options=options,
-    )
-
-
-def training_in_words(training: Training) -> str:
-    """What a model is told of it: one sentence, and the hyper-parameters."""
-    config, values = training.config, ", ".join(f"{name}={value:g}" for name, value in training.prm.items())
-    if training.recipe:
-        return f"It trains itself: learn is called for {config.epochs} epochs. prm holds {values}."
-    length = f"{config.seconds:g} s" if config.seconds else f"{config.epochs} epochs"
-    return (
-        f"It is trained for you, from fresh weights, for {length} with {config.optimizer}, batches of {config.batch} and a "
-        f"cosine schedule. prm holds {values}."
-    )
+    told = f"networks of LEMUR that are known from the start: {len(known.networks)}"
+    return f"{told}; rows that were left out: {left}" if left else told
 
 
 def in_shape(config: ProposeConfig, images: Images) -> tuple[int, int, int, int]:
     """What a network is told of its images: a batch of them."""
     task = images.task
     return config.train.batch, task.channels, task.height, task.width
-
-
-def space_of(config: ProposeConfig, images: Images) -> tuple[Blueprint | None, Mapping[str, Any]]:
-    """The space of genomes and the options with which it was made; None where code is asked for."""
-    if config.form != "genome":
-        return None, {}
-    small = min(images.task.height, images.task.width) < 16
-    options = {"cell": {"cells": 1} if small else {}, "mobile": options_for(images.task)}[config.space]
-    return blueprint_of(config.space, options), options
-
-
-def similar(a: Scored, b: Scored) -> float:
-    """How alike two networks are, 0 .. 1: shared runs of their trees, or shared lines of their genomes."""
-    return similarity(_pieces(a.text), _pieces(b.text))
-
-
-@lru_cache(maxsize=4096)
-def _pieces(text: str) -> frozenset[int]:
-    try:
-        return runs(text)
-    except BadProposal:
-        return frozenset(hash(line) for line in text.splitlines())

@@ -19,7 +19,7 @@ from befit.errors import BadData, BadProposal
 from befit.propose.fingerprint import keys_of
 from befit.propose.funnel import is_trained
 from befit.propose.layout import hash_of
-from befit.propose.lemur import METRIC, TASK, TRANSFORM, uid_of
+from befit.propose.lemur_rows import METRIC, TASK, TRANSFORM
 from befit.propose.proposal import Proposal
 from befit.rundir import write_json, write_text
 
@@ -68,7 +68,7 @@ def write_lemur(
     for line, row in zip(told, trained, strict=True):
         write_text(folder / "nn" / f"{line['nn']}.py", row.source)
         # What LEMUR reads of a training is the training and its hyper-parameters, side by side.
-        entry = {**prm, **{name: line[name] for name in ("accuracy", "duration", "transform")}, "uid": uid_of(prm)}
+        entry = {**prm, **{name: line[name] for name in ("accuracy", "duration", "transform")}, "uid": _uid(prm)}
         groups.setdefault((line["dataset"], line["nn"]), []).append(entry)
     for (dataset, name), entries in groups.items():
         write_json(folder / "stat" / f"{TASK}_{dataset}_{METRIC}_{name}" / f"{epochs}.json", entries)
@@ -114,3 +114,8 @@ def _told(row: Proposal, epochs: int, prm: Mapping[str, Any]) -> dict[str, Any]:
         "recipe": keys.recipe,
         **{name: vars(row)[name] for name in ("graph", "params", "flops", "arm", "seed", "number")},
     }
+
+
+def _uid(prm: Mapping[str, Any]) -> str:
+    """LEMUR's name for hyper-parameters, 32 hex digits."""
+    return hash_of(json.dumps(prm, sort_keys=True))

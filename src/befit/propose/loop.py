@@ -7,7 +7,6 @@ these). So a run that was killed goes on with the one that was under way, asks f
 of a run that was not killed. A server writes the next network while one is trained, where that one need not be known.
 """
 
-import re
 import time
 import warnings
 from collections import Counter
@@ -25,10 +24,12 @@ from befit.propose.archive import choose
 from befit.propose.attempts import Cache, Early, Recorded
 from befit.propose.config import ProposeConfig
 from befit.propose.contract import contract_text
+from befit.propose.diversity import similar
 from befit.propose.finish import keep_best
 from befit.propose.gate import Gate
-from befit.propose.job import Lane, ProposeJob, similar
+from befit.propose.job import ProposeJob
 from befit.propose.judge import judge
+from befit.propose.lane import Lane
 from befit.propose.models import Completion, Message, Model, Request
 from befit.propose.prompt import Prompt, PromptConfig, again, build
 from befit.propose.proposal import Proposal, Verdict
@@ -60,7 +61,7 @@ def propose(
     """
     job = ProposeJob.open(config, progress, say, model=model, data=data)
     if model is None:
-        for one in {lane.arm.config.llm: lane.arm.config for _, lane in job.open_rows}.values():
+        for one in {(one.llm, one.model): one for _, lane in job.open_rows if (one := lane.arm.config)}.values():
             reach(one)
     with job.sandboxes() as (building, training):
         job.begin()
@@ -223,7 +224,7 @@ def judged_by(row: Proposal, verdict: Verdict) -> Proposal:
 
 def train(job: ProposeJob, lane: Lane, row: Proposal, training: Sandbox) -> Proposal:
     """The row with the network's accuracy, or why it has none; the file lies in networks/ too."""
-    write_text(job.run.folder / "networks" / slug(lane.name) / f"{row.number:04d}.py", row.source)
+    write_text(job.run.folder / "networks" / lane.name / f"{row.number:04d}.py", row.source)
     found = judge(training, row.source, lane.images, job.training, seed=lane.seed)
     row = replace(row, train_seconds=found.seconds)
     if found.accuracy is None:
@@ -271,12 +272,7 @@ def notes(rows: Sequence[Proposal]) -> list[str]:
 
 def folder_of(job: ProposeJob, lane: Lane) -> Path:
     """Where the lane's proposer keeps what it learns."""
-    return job.run.folder / "learn" / slug(lane.name)
-
-
-def slug(name: str) -> str:
-    """A name as a folder has it."""
-    return re.sub(r"[^\w.=-]+", "-", name).strip("-")
+    return job.run.folder / "learn" / lane.name
 
 
 def _request(lane: Lane, number: int, call: int, messages: tuple[Message, ...]) -> Request:
