@@ -33,7 +33,7 @@ def curves(summary: Mapping[str, Any]) -> str:
     time = ("minutes", 60.0) if seconds > 180 else ("seconds", 1.0)
     axes = (
         ("attempts", 1.0, lambda _row: 1.0),
-        ("thousand tokens, read and written", 1e3, lambda row: _sum(row, "prompt_tokens", "completion_tokens")),
+        ("thousand tokens, read and written", 1e3, _tokens),
         (f"{time[0]} of calls, checks and training", time[1], _seconds),
     )
     chances = [value for one in q.entries(summary.get("arms")) if (value := q.number(one.get("chance"))) is not None]
@@ -54,7 +54,10 @@ def curves_in_words(summary: Mapping[str, Any]) -> str:
         if runs > len(names(summary))
         else ""
     )
-    return mean + "On validation images; before the first trained network the line is at guessing (dotted)."
+    told = {name_of(one.get("arm")) for one in q.entries(summary.get("rows")) if _tokens(one) > 0}
+    free = [arm for arm in names(summary) if arm not in told] if told else []
+    none = f" Without tokens, and so without a line over them: {', '.join(free)}." if free else ""
+    return mean + "On validation images; before the first trained network the line is at guessing (dotted)." + none
 
 
 def _key(arms: Sequence[str]) -> str:
@@ -67,6 +70,10 @@ def _key(arms: Sequence[str]) -> str:
 
 def _sum(row: Mapping[str, Any], *keys: str) -> float:
     return sum(max(0, q.number(row.get(key)) or 0) for key in keys)
+
+
+def _tokens(row: Mapping[str, Any]) -> float:
+    return _sum(row, "prompt_tokens", "completion_tokens")
 
 
 def _seconds(row: Mapping[str, Any]) -> float:

@@ -48,7 +48,8 @@ FUNNEL_IN_WORDS = (
 REASONS_IN_WORDS = "Percentages are of what an arm lost."
 SPENT_IN_WORDS = (
     "Tokens read and written, time and price include all that failed: what one new network took is all of it, divided by "
-    "their number. Everything here was measured or said by the server."
+    "their number. Calling includes rests between calls and, of a proposer that learns, its learning. Everything here was "
+    "measured or said by the server."
 )
 _MOST_REASONS = 14
 """Reasons that are shown at once; the rest can be unfolded."""
