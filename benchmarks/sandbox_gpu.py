@@ -38,12 +38,11 @@ import torch
 from befit.errors import BefitError
 from befit.propose import fitting
 from befit.propose.judge import Training, judge
-from befit.propose.sandbox import backends, landlock, seccomp
+from befit.propose.sandbox import backends, landlock, seccomp, tasks
 from befit.propose.sandbox.box import Result, Sandbox
 from befit.propose.sandbox.confine import GPU_READABLE, GPU_WRITABLE, MECHANISMS
 from befit.propose.sandbox.hostile_gpu import LIMITS
 from befit.propose.sandbox.kernel import checked, no_new_privileges, syscall
-from befit.propose.sandbox.tasks import execute
 from befit.propose.sandbox.trial import mechanisms, try_out
 from befit.rundir import write_json
 from befit.vision.data import Images, from_arrays, load_images
@@ -190,7 +189,7 @@ def _one_notice(
     else:
         told = f"{name}({', '.join(map(str, arguments[:3]))})" if name == "socket" else name
         told += f" {_text(process, arguments[0])}" if name == "execve" else ""
-        told += f" {_address(process, arguments[1])}" if name in ("bind", "connect") else ""
+        told += f" {_address(process, *arguments[1:3])}" if name in ("bind", "connect") else ""
         calls[told] = calls.get(told, 0) + 1
     try:
         fcntl.ioctl(listener, SEND, struct.pack("=QqiI", number, 0, 0, GO_ON))
@@ -202,8 +201,8 @@ def _text(process: int, place: int) -> str:
     return _memory(process, place, 256).partition(b"\0")[0].decode(errors="replace")
 
 
-def _address(process: int, place: int) -> str:
-    held = _memory(process, place, 64)
+def _address(process: int, place: int, size: int) -> str:
+    held = _memory(process, place, min(size, 110))
     name = held[2:].rstrip(b"\0").decode(errors="replace")
     return f"family {int.from_bytes(held[:2], sys.byteorder)} {name!r}"
 
@@ -278,7 +277,7 @@ def only_refused_inside(files: Sequence[Sequence[Any]]) -> dict[str, str]:
         except OSError as error:
             outside[f"{path} {flags}"] = errno.errorcode.get(error.errno or 0, "?")
     with Sandbox(gpu=True, warm=()) as sandbox:
-        result = sandbox.run(execute, source=LOOK, arguments={"files": asked}, limits=LIMITS, fresh=True)
+        result = sandbox.run(tasks.execute, source=LOOK, arguments={"files": asked}, limits=LIMITS, fresh=True)
     if not result.ok:
         return {"failed": f"{result.reason}: {result.message}"}
     return {name: said for name, said in result.value.items() if said != "opened" and outside[name] == "opened"}
@@ -302,7 +301,7 @@ def costs(images: Images, training: Training, *, runs: int = 1) -> dict[str, Any
     """Seconds of a proposal's training as a run does it; what is beside it is starting, writing and reading."""
     gpu = training.device != "cpu"
     made = []
-    with Sandbox(gpu=gpu, **({"warm": ()} if gpu else {})) as sandbox:
+    with Sandbox(gpu=gpu, warm=() if gpu else (tasks.warm, fitting.warm)) as sandbox:
         for seed in range(runs):
             begun = time.perf_counter()
             found = judge(sandbox, NETWORK, images, training, seed=seed)
