@@ -10,12 +10,12 @@ import torch
 import tiny
 from befit.arch.decoder import NoOp
 from befit.budget import Budget, human
-from befit.cost.count import attention_cost, ffn_cost
+from befit.cost.count import attention_cost, count, ffn_cost
 from befit.cost.workload import Workload
 from befit.errors import BefitError, Infeasible
 from befit.puzzle.config import PuzzleConfig
 from befit.puzzle.job import check
-from befit.puzzle.plan import plan
+from befit.puzzle.plan import _prefilled, plan
 
 LLAMA_8B = {
     "hidden_size": 4096,
@@ -97,6 +97,26 @@ def test_memory_at_the_workload_and_at_a_long_context(tmp_path: Path) -> None:
     assert any("room for 8 requests within the budget" in one for one in lines)
     assert "8, 16, 32, 64" in line(lines, "batches")
     assert "measure" in line(lines, "More memory")
+
+
+def test_a_long_prompt_is_planned_as_it_is_measured(tmp_path: Path) -> None:
+    """Of 16 passes of 8,192 tokens the first, the second and the last, each token with all pairs up to it."""
+    config = write(tmp_path, "llama", LLAMA_8B)
+    long = PuzzleConfig(parent=config.parent, workload="batch=1,prompt=131072", **FAR)
+    lines = plan(long, on="h200")
+    assert "after 0, 8,192 and 122,880 earlier tokens" in line(lines, "prefill")
+    assert not any(one.startswith("prefill") for one in plan(config, on="h200"))
+    shape = check(long, Budget.parse(long.budget), Workload()).space.shape
+
+    def flops(work: Workload) -> float:
+        return count(shape, shape.arch, work).flops
+
+    once, twice = (flops(Workload(batch=1, prompt=tokens)) for tokens in (1, 2))
+    square = (twice - 2 * once) / 2
+    by_hand = 3 * 8192 * (once - square) + (1 + 3 + 31) * 8192**2 * square
+    assert _prefilled(Workload(batch=8, prompt=131_072), flops) == pytest.approx(by_hand)
+    whole = Workload(batch=4, prompt=2048)
+    assert _prefilled(whole, flops) == pytest.approx(flops(whole))
 
 
 def test_the_library_s_disk_is_that_of_its_variants(tmp_path: Path) -> None:

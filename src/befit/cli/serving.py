@@ -36,6 +36,7 @@ def bench_verb(arguments: Sequence[str]) -> None:
 
     asked = tyro.cli(Arguments, args=arguments, prog="befit bench")
     quiet()
+    from befit.cost.passes import prefill_note
     from befit.progress import Bars
     from befit.rundir import write_json
     from befit.serve.bench import bench
@@ -56,5 +57,7 @@ def bench_verb(arguments: Sequence[str]) -> None:
     show_rows(
         found.table(), f"{work.batch} requests of {work.prompt} + {work.generate} tokens, {place.name}, {place.engine}"
     )
+    if asked.engine == "torch" and (note := prefill_note(work)):
+        print(note)
     if asked.out is not None:
         write_json(asked.out, found.to_json())

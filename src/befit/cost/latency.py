@@ -100,6 +100,8 @@ class LatencyTable:
     """Fitted by `calibrate`."""
     least_decode_ms: float = 0.0
     """No step of decode is shorter: what an engine's own scheduling takes while the GPU waits; 0 where nothing waits."""
+    prefill_note: str = ""
+    """How prefill was put together of parts, where not all of it was measured at once (`befit.cost.passes`)."""
     fitted_on: tuple[WholeRun, ...] = ()
     """Whole models behind the corrections."""
     held_out: tuple[WholeRun, ...] = ()
@@ -146,7 +148,7 @@ class LatencyTable:
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> "LatencyTable":
         """Read what `to_json` wrote. Raises `BadTable` for an unknown or missing key."""
-        given = exact(LatencyTable, {"least_decode_ms": 0.0} | dict(data))  # older tables do without
+        given = exact(LatencyTable, {"least_decode_ms": 0.0, "prefill_note": ""} | dict(data))  # older tables do without
         for name in ("attention", "ffn"):
             given[name] = {variant: Latency(**exact(Latency, entry)) for variant, entry in given[name].items()}
         for name in ("fitted_on", "held_out"):

@@ -19,9 +19,10 @@ from befit.cost.count import count
 from befit.cost.device import Device
 from befit.cost.workload import Workload
 from befit.lm.extract import member_model, padded
+from befit.lm.fixed_cache import FixedCache
 from befit.lm.network import Network
 from befit.lm.precision import DTYPES
-from befit.lm.timing import EFFORT, Effort, FixedCache, Steps, Timed, model_steps, time_jobs
+from befit.lm.timing import EFFORT, Effort, Steps, Timed, model_steps, time_jobs
 from befit.progress import Progress, silent
 
 
@@ -52,7 +53,7 @@ class MemberTimer:
             str(i): Timed(memory_bytes=self._bytes(member), make=partial(self.steps, weights, member))
             for i, member in enumerate(members)
         }
-        times = time_jobs(jobs, self.device, self.effort, self.progress)
+        times = time_jobs(jobs, self.workload, self.device, self.effort, self.progress)
         return [times[name].latency_ms(self.workload) for name in jobs]
 
     def _bytes(self, member: Member) -> int:
@@ -97,21 +98,18 @@ class PlainCache(FixedCache):
         workload: Workload,
         past: int,
         buffers: Sequence[tuple[Tensor, Tensor]] = (),
+        *,
+        requests: int | None = None,
     ) -> None:
         """One mixer for each layer, None where it has nothing to remember."""
         known = [pair for mixer, pair in zip(mixers, buffers, strict=False) if mixer is not None]
-        super().__init__([mixer for mixer in mixers if mixer is not None], workload, past, known)
-        self.windows = [mixer.window if mixer else None for mixer in mixers]
+        super().__init__([mixer for mixer in mixers if mixer is not None], workload, past, known, requests=requests)
+        own = [mixer.window if mixer else None for mixer in mixers]
+        self.windows = {layer: window for layer, window in enumerate(own) if window and window < workload.context}
         entries, held = iter(self.layers), iter(self.buffers)
         nothing = (torch.empty(0), torch.empty(0))
         self.buffers = [next(held) if mixer else nothing for mixer in mixers]
         self.layers = [next(entries) if mixer else DynamicLayer() for mixer in mixers]
-        for layer, window in enumerate(self.windows):
+        for layer, window in enumerate(own):
             if window is not None:
                 self.layers[layer] = DynamicSlidingWindowLayer(sliding_window=window)
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """Keys that a call sees in this layer, and the position of the first."""
-        seen = self.past + query_length
-        held = min(seen, self.windows[layer_idx] or seen) if self.past else seen
-        return held, seen - held

@@ -2,32 +2,32 @@
 
 A sub-block is timed as a row of copies with weights and caches of their own, divided by their number, so that weights come
 from where they come from in a whole model and launches overlap as they do there. Weights are random: time depends on the shape.
-Prefill runs the whole prompt and writes keys and values; decode runs one token of every request against a full cache.
-Both have static shapes and touch only preallocated memory, so they can be captured in CUDA graphs.
+Prefill runs the whole prompt and writes keys and values, or some passes over parts of long ones (`befit.cost.passes`); decode
+runs one token of every request against a full cache. All have static shapes and touch only preallocated memory, so they can
+be captured in CUDA graphs.
 
-Shapes: B batch, T prompt tokens, C context (prompt and generated tokens), G KV heads, D hidden, V vocabulary; Mamba-2: H heads,
-P channels of a head, N state.
+Shapes: B batch, T prompt tokens, D hidden, V vocabulary.
 """
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
 from befit.arch.decoder import Attention, Block, DecoderArch, DecoderShape, Ffn, Mamba, NoOp, Variant
 from befit.arch.decoder_space import DecoderSpace
 from befit.cost.count import Cost, attention_cost, block_cost, ffn_cost, fixed_cost
 from befit.cost.device import Device, Step, time_together
 from befit.cost.latency import Latency, LatencyTable, WholeRun, calibrate
+from befit.cost.passes import passes, prefill_note
 from befit.cost.workload import Workload
 from befit.errors import BefitError, IllegalArch
 from befit.lm.child import build, config_for, half
+from befit.lm.fixed_cache import FixedCache
 from befit.lm.modeling_befit import BefitForCausalLM, BefitLayer, has_cache
 from befit.lm.precision import DTYPES
 from befit.progress import Progress, silent
@@ -38,8 +38,8 @@ FORMAT = 1
 COPIES = 4
 """Copies of a sub-block in a row, at most (never more than the model has layers)."""
 
-Steps = tuple[Step, Step]
-"""Prefill and decode of one thing."""
+Steps = tuple[Step, ...]
+"""The measured passes of prefill, in most workloads one, then decode of one thing."""
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -59,79 +59,6 @@ class Effort:
 
 EFFORT = Effort()
 """Enough for a median error of a few percent on a quiet machine."""
-
-
-class FixedState(LinearAttentionLayer):
-    """The state of one Mamba-2 mixer in memory that stays where it is: of a prompt's beginning, or of earlier tokens."""
-
-    def __init__(self, mixer: Any, batch: int, past: int) -> None:
-        """Zeros: inputs of the convolution (B, channels, kernel), and the state (B, H, P, N), in fp32 as the scan makes it."""
-        super().__init__()
-        weight, state = mixer.conv1d.weight, (batch, mixer.num_heads, mixer.head_dim, mixer.ssm_state_size)
-        self.lazy_initialization(weight.new_zeros(batch, weight.shape[0], weight.shape[-1]))
-        self.lazy_initialization(recurrent_states=weight.new_zeros(state, dtype=torch.float32))
-        self.begun = past > 0
-        self.has_previous_state[0] = self.begun
-
-    def update_conv_state(self, conv_states: Tensor, *args: Any, **options: Any) -> Tensor:
-        """The same as ever, but a prompt that was seen before is a new one the next time."""
-        found = super().update_conv_state(conv_states, *args, **options)
-        self.has_previous_state[0] = self.begun
-        return found
-
-
-class FixedCache(DynamicCache):
-    """Keys and values in preallocated memory that stays where it is; to a model it looks like transformers' plain cache.
-
-    Empty for a prefill (`past` 0), or holding `past` earlier tokens for decode: each call of a step then writes the same
-    new token into the last place, so that every call does the same work.
-    """
-
-    def __init__(
-        self, layers: Iterable[Any], workload: Workload, past: int, buffers: Sequence[tuple[Tensor, Tensor]] = ()
-    ) -> None:
-        """Room for the context, or the window, in every layer that attends: keys and values (B, G, C, head_dim).
-
-        With `buffers`, those of another cache of the same layers: a long context leaves no room for two.
-        """
-        super().__init__()
-        self.past = past
-        self.buffers: list[tuple[Tensor, Tensor]] = []
-        self.layers: list[Any] = []
-        for number, layer in enumerate(filter(has_cache, layers)):
-            if layer.recurrent:
-                self.layers.append(FixedState(layer.self_attn, workload.batch, past))
-                self.buffers.append((torch.empty(0), torch.empty(0)))  # numbered as all caches of the model are
-                continue
-            self.layers.append(DynamicLayer())
-            if buffers:
-                self.buffers.append(buffers[number])
-                continue
-            weight, head_dim = layer.self_attn.k_proj.weight, layer.self_attn.head_dim
-            length = min(workload.context, layer.window or workload.context)
-            zeros = weight.new_zeros(2, workload.batch, weight.shape[0] // head_dim, length, head_dim)
-            self.buffers.append((zeros[0], zeros[1]))
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens before this call, in every layer."""
-        del layer_idx
-        return self.past
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """Keys that a call sees, and the position of the first."""
-        del layer_idx
-        return self.past + query_length, 0
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Write new keys and values (B, G, tokens, head_dim); what this call attends to comes back."""
-        stored_keys, stored_values = self.buffers[layer_idx]
-        count = min(key_states.shape[2], stored_keys.shape[2])
-        place = slice(-count, None) if self.past else slice(count)
-        stored_keys[:, :, place] = key_states[:, :, -count:]
-        stored_values[:, :, place] = value_states[:, :, -count:]
-        return (stored_keys, stored_values) if self.past else (key_states, value_states)
 
 
 def measure_table(
@@ -162,7 +89,7 @@ def measure_table(
     jobs |= {f"attention {name}": bench.row("attention", variant) for name, variant in attention.items()}
     jobs |= {f"ffn {name}": bench.row("ffn", variant) for name, variant in ffn.items()}
     jobs |= {f"model {i}": bench.whole(arch) for i, arch in enumerate(archs)}
-    times = time_jobs(jobs, device, effort, progress)
+    times = time_jobs(jobs, workload, device, effort, progress)
     runs = [WholeRun(arch=arch, **asdict(times[f"model {i}"])) for i, arch in enumerate(archs)]
     table = LatencyTable(
         device=device,
@@ -171,6 +98,7 @@ def measure_table(
         base=times["base"],
         attention={name: times[f"attention {name}"] for name in attention},
         ffn={name: times[f"ffn {name}"] for name in ffn},
+        prefill_note=prefill_note(workload),
         held_out=tuple(runs[effort.fit_runs :]),
     )
     return calibrate(table, runs[: effort.fit_runs])
@@ -193,7 +121,7 @@ def measure_models(
 ) -> dict[str, Latency]:
     """Time whole models that are on the device already, in turns, so that their ratios hold on a busy machine."""
     steps = {name: model_steps(model, workload) for name, model in models.items()}
-    return _times(steps, device, repeats=repeats, seconds=seconds, progress=progress)
+    return _times(steps, workload, device, repeats=repeats, seconds=seconds, progress=progress)
 
 
 def spread(space: DecoderSpace, count: int, workload: Workload, *, seed: int = 0) -> list[DecoderArch]:
@@ -300,44 +228,59 @@ class Bench:
 def model_steps(model: Any, workload: Workload, cache_of: Callable[..., FixedCache] | None = None) -> Steps:
     """Prefill and decode of a whole model: tokens in, logits (B, 1, V) of every request's last token out.
 
-    `cache_of` makes the cache for so many earlier tokens, from the buffers of another one or from none, where the model is
-    none of befit's own.
+    `cache_of` makes the cache for so many earlier tokens, as `FixedCache` does, where the model is none of befit's own.
     """
-    cache_of = cache_of or partial(FixedCache, model.model.layers, workload)
-    prompt = torch.arange(workload.batch * workload.prompt, device=model.device) % model.config.vocab_size
-    prompt = prompt.view(workload.batch, workload.prompt)
 
-    empty = cache_of(0)
-
-    def step(tokens: Tensor, cache: FixedCache) -> Step:
+    def step(requests: int, count: int, cache: FixedCache) -> Step:
+        tokens = torch.arange(requests * count, device=model.device).view(requests, count) % model.config.vocab_size
         forward = partial(model, input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return torch.inference_mode()(lambda: forward().logits)
 
-    return step(prompt, empty), step(prompt[:, :1].clone(), cache_of(workload.context - 1, empty.buffers))
+        def run() -> Tensor:
+            with cache.attending():
+                return forward().logits
+
+        return torch.inference_mode()(run)
+
+    return _steps(workload, step, cache_of or partial(FixedCache, model.model.layers, workload))
 
 
 def row_steps(layers: Sequence[BefitLayer], base: BefitForCausalLM, workload: Workload) -> Steps:
     """Prefill and decode of layers in a row: hidden states (B, T or 1, D) in and out, rotary table and masks given."""
-    empty = FixedCache(layers, workload, 0)
-    full = FixedCache(layers, workload, workload.context - 1, empty.buffers)
 
-    def step(count: int, cache: Any) -> Step:
-        x = torch.ones(workload.batch, count, base.config.hidden_size, device=base.device, dtype=base.dtype)
+    def step(requests: int, count: int, cache: FixedCache) -> Step:
+        x = torch.ones(requests, count, base.config.hidden_size, device=base.device, dtype=base.dtype)
         context = base.model.begin(x, cache=cache, windows={layer.window for layer in layers})
 
         def forward() -> Tensor:
             y = x
-            for layer in layers:
-                y = layer(y, context)
+            with cache.attending():
+                for layer in layers:
+                    y = layer(y, context)
             return y
 
         return torch.inference_mode()(forward)
 
-    return step(workload.prompt, empty), step(1, full)
+    return _steps(workload, step, partial(FixedCache, layers, workload))
 
 
-def time_jobs(jobs: Mapping[str, Timed], device: Device, effort: Effort, progress: Progress) -> dict[str, Latency]:
-    """Time all jobs in turns; in several groups, one after the other, where memory cannot hold them all."""
+def _steps(
+    workload: Workload, step: Callable[[int, int, FixedCache], Step], cache_of: Callable[..., FixedCache]
+) -> Steps:
+    """A step for every pass of prefill that is measured, and one for decode; all share their keys and values."""
+    made, parts = list[Step](), passes(workload)
+    buffers: Sequence[tuple[Tensor, Tensor]] = ()
+    for part in parts:
+        alone = len(parts) == 1 and part.requests == workload.batch
+        cache = cache_of(part.past, buffers, requests=None if alone else part.requests)
+        buffers = cache.buffers
+        made.append(step(part.requests, part.tokens, cache))
+    return *made, step(workload.batch, 1, cache_of(workload.context - 1, buffers))
+
+
+def time_jobs(
+    jobs: Mapping[str, Timed], workload: Workload, device: Device, effort: Effort, progress: Progress
+) -> dict[str, Latency]:
+    """Time all jobs, made for `workload`, in turns; in several groups, one after the other, where memory cannot hold all."""
     room = torch.cuda.mem_get_info()[0] // 2 if device.kind == "cuda" else device.memory_bytes // 4
     groups, used = [list[str]()], 0
     for name, job in jobs.items():
@@ -350,23 +293,39 @@ def time_jobs(jobs: Mapping[str, Timed], device: Device, effort: Effort, progres
     for group in groups:
         seconds = effort.seconds * len(group) / len(jobs)
         steps = {name: jobs[name].make() for name in group}
-        found = _times(steps, device, repeats=effort.repeats, seconds=seconds, progress=progress)
+        found = _times(steps, workload, device, repeats=effort.repeats, seconds=seconds, progress=progress)
         steps.clear()  # before the next group is built
         times |= {name: _each(time, jobs[name].copies) for name, time in found.items()}
     return times
 
 
 def _times(
-    steps: Mapping[str, Steps], device: Device, *, repeats: int, seconds: float, progress: Progress
+    steps: Mapping[str, Steps],
+    workload: Workload,
+    device: Device,
+    *,
+    repeats: int,
+    seconds: float,
+    progress: Progress,
 ) -> dict[str, Latency]:
-    prefill = {f"prefill {name}": pair[0] for name, pair in steps.items()}
-    decode = {f"decode {name}": pair[1] for name, pair in steps.items()}
+    parts = passes(workload)
+
+    def label(name: str, number: int) -> str:
+        return f"decode {name}" if number == len(parts) else f"prefill {name}, pass {number + 1} of {len(parts)}"
+
+    named = {label(name, number): own[number] for number in range(len(parts) + 1) for name, own in steps.items()}
     warmup = 3 if device.kind == "cuda" else 1
-    found = time_together(prefill | decode, device, warmup=warmup, repeats=repeats, seconds=seconds, progress=progress)
+    found = time_together(named, device, warmup=warmup, repeats=repeats, seconds=seconds, progress=progress)
     # Nothing but other processes makes a call on a CPU slower than another, and they only ever add: the fast calls are the
     # step's own. A GPU runs one graph at a time, so its median is that already.
-    own = {name: t.median_ms if device.kind == "cuda" else t.low_ms for name, t in found.items()}
-    return {name: Latency(prefill_ms=own[f"prefill {name}"], decode_ms=own[f"decode {name}"]) for name in steps}
+    own = {place: t.median_ms if device.kind == "cuda" else t.low_ms for place, t in found.items()}
+    return {
+        name: Latency(
+            prefill_ms=sum(part.times * own[label(name, number)] for number, part in enumerate(parts)),
+            decode_ms=own[label(name, len(parts))],
+        )
+        for name in steps
+    }
 
 
 def _each(row: Latency, copies: int) -> Latency:

@@ -7,6 +7,7 @@ and are printed as such.
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,6 +18,7 @@ from befit.cost.count import attention_cost, block_cost, count, ffn_cost
 from befit.cost.device import Device, this_device
 from befit.cost.formats import BYTES
 from befit.cost.named_devices import named_device
+from befit.cost.passes import passes, prefill_note
 from befit.cost.workload import Workload
 from befit.lm.precision import DTYPES
 from befit.lm.timing import COPIES
@@ -78,6 +80,7 @@ def plan(config: PuzzleConfig, *, on: str | None = None) -> list[str]:
         f"device    {device.name}, {human('weight_bytes', device.memory_bytes)}, {device.engine}, {dtype}",
         f"workload  batch {wanted.batch}, prompt {wanted.prompt}, generate {wanted.generate}, {wanted.formats}",
         *_memory(asked, wanted),
+        *(f"prefill   {note}" for note in [prefill_note(asked.workload)] if note and config.engine == "torch"),
         f"budget    {budget}",
         f"space     {asked.space.size:.3g} architectures, up to {len(asked.space.blocks(shape.layers - 1))} options a layer",
         "",
@@ -219,19 +222,34 @@ def _measure_step(config: PuzzleConfig, asked: Asked, dtype: str) -> Step:
     mixers = {v for i in layers for v in space.attention_variants(i) if not isinstance(v, NoOp)}
     ffns = {v for i in layers for v in space.ffn_variants(i) if not isinstance(v, NoOp)}
     widest = max((v.width for v in ffns if isinstance(v, Ffn)), default=shape.hidden)
+
+    def halves(work: Workload) -> float:
+        own = [attention_cost(shape, v, work) for v in mixers] + [ffn_cost(shape, v, work) for v in ffns]
+        return sum(part.flops for part in own)
+
     flops = memory = 0.0
     for batch in asked.batches:
         work = replace(asked.workload, batch=batch)
-        parts = [attention_cost(shape, v, work) for v in mixers] + [ffn_cost(shape, v, work) for v in ffns]
         whole = count(shape, shape.arch, work)
         models = effort.fit_runs + effort.held_out_runs
-        flops += CALLS * (min(COPIES, shape.layers) * sum(part.flops for part in parts) + models * whole.flops)
+        flops += CALLS * min(COPIES, shape.layers) * _prefilled(work, halves)
+        flops += CALLS * models * _prefilled(work, lambda w: count(shape, shape.arch, w).flops)
         # Where throughput is bounded, larger batches are for children with smaller caches than the parent's.
         if batch == asked.workload.batch:
             # Gate, up and their product are there together.
             caches = count(shape, shape.arch, replace(work, cache=dtype)).cache_bytes
-            memory = whole.params * width + caches + 3 * batch * work.prompt * widest * width
+            together = max(part.requests * part.tokens for part in passes(work))
+            memory = whole.params * width + caches + 3 * together * widest * width
     return Step(name="measure", flops=flops, memory_bytes=memory, least_s=len(asked.batches) * effort.seconds)
+
+
+def _prefilled(work: Workload, flops: Callable[[Workload], float]) -> float:
+    """Operations of all passes of prefill that are measured, once each: those of their tokens, with what lies before them."""
+
+    def until(tokens: int) -> float:
+        return flops(replace(work, batch=1, prompt=tokens)) if tokens else 0.0
+
+    return sum(part.requests * (until(part.past + part.tokens) - until(part.past)) for part in passes(work))
 
 
 def _speed(kind: str, dtype: str) -> float:

@@ -5,6 +5,7 @@ Counted numbers stand plain; times are told twice, `predicted` and `measured`, a
 
 import platform
 from collections.abc import Mapping
+from dataclasses import replace
 from time import gmtime, strftime
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import transformers
 
 from befit.arch.decoder import DecoderArch, NoOp
 from befit.budget import Budget, human, word_of
+from befit.cost.passes import prefill_note
 from befit.lm.finished import with_evaluation
 from befit.lm.rank import Ranking
 from befit.puzzle.choose import TIMED, Chosen, front
@@ -256,6 +258,8 @@ def _notes(job: Job, chosen: Chosen, results: Mapping[str, Any], parent_batch: i
         notes.append(
             f"Memory is counted with {job.workload.formats}; times were measured in {job.dtype}, which this engine computes in."
         )
+    if job.config.engine != "vllm" and (note := prefill_note(replace(job.workload, batch=chosen.batch))):
+        notes.append(note)
     if job.device.kind == "cpu":
         notes.append(
             "Times were measured on a CPU in plain PyTorch; another engine or device needs its own measurement."
@@ -296,9 +300,9 @@ def price_line(prices: Prices) -> str:
     found = _accuracy(prices)
     if found["median_error"] is None:
         return "No whole model was kept out of the fit, so the error of predictions is unknown."
-    count = len(prices.latency.held_out)
+    count, note = len(prices.latency.held_out), prices.latency.prefill_note
     return (
-        f"Times in {prices.latency.dtype}. "
+        f"Times in {prices.latency.dtype}. {note}{' ' * bool(note)}"
         f"Predicted latency of {count} whole models that were not in the fit: off by {found['median_error']:.1%} "
         f"at the median, {found['worst_error']:.1%} at worst."
     )
