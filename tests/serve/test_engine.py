@@ -8,7 +8,7 @@ import pytest
 from befit.cost.workload import Workload
 from befit.errors import BadBudget, BadTable, BefitError
 from befit.rundir import write_json
-from befit.serve.engine import Setting, Vllm, find_vllm, options_of, read_answer
+from befit.serve.engine import HOPPER, Setting, Vllm, attention_of, engine_name, find_vllm, options_of, read_answer
 from befit.serve.vllm_worker import graph_sizes
 
 WORK = Workload(batch=5, prompt=8, generate=4)
@@ -85,6 +85,35 @@ def test_options_are_those_of_production_but_for_compilation() -> None:
     assert compiled["load_format"] == "auto"
 
 
+@pytest.mark.parametrize(
+    ("version", "gpu", "asked", "chosen"),
+    [
+        ("0.25.0", HOPPER, 0, 2),
+        ("0.28.1+cu130", HOPPER, 0, 2),
+        ("0.25.0", HOPPER, 3, 3),
+        ("0.29.0", HOPPER, 0, None),
+        ("1.0rc1", HOPPER, 0, None),
+        ("0.25.0", 8, 0, None),
+        ("0.25.0", 10, 0, None),
+        ("0.33.0", HOPPER, 2, 2),
+    ],
+)
+def test_flash_attention_3_is_left_out_where_it_takes_all_layers_for_the_first(
+    version: str, gpu: int, asked: int, chosen: int | None
+) -> None:
+    told = attention_of(version, gpu, Setting(flash_attention=asked))
+    assert told == ({} if chosen is None else {"attention_config": {"flash_attn_version": chosen}})
+
+
+@pytest.mark.usefixtures("fake_vllm")
+def test_the_record_names_the_attention_where_it_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = "vLLM 0.25.0, not compiled, CUDA graphs, 8192 tokens a step"
+    assert engine_name(Setting()) == plain
+    monkeypatch.setattr("befit.serve.engine.gpu_generation", lambda: HOPPER)
+    assert engine_name(Setting()) == f"{plain}, FlashAttention 2"
+    assert engine_name(Setting(flash_attention=3)) == f"{plain}, FlashAttention 3"
+
+
 def test_graphs_are_of_the_batch_and_its_shares() -> None:
     assert graph_sizes([{"batch": 256}, {"batch": 64}]) == [16, 32, 48, 64, 128, 192, 256]
     assert graph_sizes([{"batch": 1}]) == [1]
@@ -106,7 +135,9 @@ def test_workloads_it_does_not_measure_are_refused(
         options_of(workloads, Setting())
 
 
-@pytest.mark.parametrize("wrong", [{"step_tokens": 0}, {"repeats": 0}, {"memory_share": 0.0}, {"memory_share": 1.5}])
+@pytest.mark.parametrize(
+    "wrong", [{"step_tokens": 0}, {"repeats": 0}, {"memory_share": 0.0}, {"memory_share": 1.5}, {"flash_attention": -1}]
+)
 def test_settings_are_checked(wrong: dict[str, Any]) -> None:
     with pytest.raises(BefitError, match="memory_share in"):
         Setting(**wrong)

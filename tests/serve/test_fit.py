@@ -92,6 +92,15 @@ def test_the_engines_own_steps_say_nothing_about_options() -> None:
     assert errors(blind, runs).worst() > 0.02
 
 
+def test_no_engine_takes_longer_than_the_fastest_model_in_it() -> None:
+    runs = [run_of(seed) for seed in range(20)]
+    fastest = min(run.decode_ms for run in runs)
+    table = fit_table(SETUP, runs, OPTIONS, least_decode_ms=10 * fastest)  # a slow moment of the smallest model
+    assert table.least_decode_ms == fastest
+    assert errors(table, [run_of(seed) for seed in range(100, 120)]).worst() < 0.05
+    assert fit_table(SETUP, runs, OPTIONS, least_decode_ms=fastest / 2).least_decode_ms == fastest / 2
+
+
 def test_too_few_models_and_strange_ones_are_refused() -> None:
     runs = [run_of(seed) for seed in range(LEAST_RUNS)]
     fit_table(SETUP, runs, OPTIONS)

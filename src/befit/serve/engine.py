@@ -12,6 +12,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -43,6 +44,10 @@ QUIET = {
 """The worker's environment where the user's says nothing else."""
 LOG_LINES = 12
 """Lines of the log that a failure shows."""
+RIGHT_HEADS = (0, 29)
+"""First vLLM whose FlashAttention 3 plans every layer by the layer's own KV heads (vllm-project/vllm#53336)."""
+HOPPER = 9
+"""Major compute capability of the GPUs on which vLLM chooses FlashAttention 3."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +60,17 @@ class Setting:
     """Share of the GPU's memory that vLLM may take, 0 to 1; less where other programs hold some of it."""
     compiled: bool = False
     """Whether vLLM compiles the model (its default; half a minute a start) or runs its own kernels."""
-    repeats: int = 2
-    """Times that each workload is served, at least 1; the fastest counts."""
+    repeats: int = 3
+    """Times that each workload is served, at least 1; the fastest counts. The first pays for what is compiled on the way."""
+    flash_attention: int = 0
+    """Version of FlashAttention; 0 leaves the choice to vLLM, but where that gives wrong results (`attention_of`)."""
 
     def __post_init__(self) -> None:
-        if self.step_tokens < 1 or self.repeats < 1 or not 0 < self.memory_share <= 1:
-            raise BefitError(f"vLLM: step_tokens and repeats must be at least 1, memory_share in (0, 1], got {self}")
+        if self.step_tokens < 1 or self.repeats < 1 or not 0 < self.memory_share <= 1 or self.flash_attention < 0:
+            raise BefitError(
+                "vLLM: step_tokens and repeats must be at least 1, memory_share in (0, 1], flash_attention 0 or more, "
+                f"got {self}"
+            )
 
     @property
     def name(self) -> str:
@@ -96,6 +106,32 @@ def find_vllm() -> str:
             "an environment of its own is best), or use engine torch"
         )
     return version("vllm")
+
+
+def attention_of(version_: str, gpu: int, setting: Setting) -> dict[str, Any]:
+    """Arguments of vLLM's `LLM` that decide on its attention, on a GPU of major compute capability `gpu`.
+
+    On Hopper GPUs vLLM computes attention with FlashAttention 3, by a plan that it makes ahead of time. Before `RIGHT_HEADS`
+    the plan is that of the first layer's KV heads for all layers. A prompt's last rows are then left out in layers with fewer
+    KV heads than the first: wrong tokens, in too little time. FlashAttention 2, which every vLLM has, needs no plan.
+    """
+    known = tuple(int(part) for part in re.findall(r"\d+", version_)[:2])
+    wrong = known < RIGHT_HEADS and gpu == HOPPER
+    chosen = setting.flash_attention or (2 if wrong else 0)
+    return {"attention_config": {"flash_attn_version": chosen}} if chosen else {}
+
+
+def gpu_generation() -> int:
+    """Major compute capability of the GPU here, 0 without one."""
+    return torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else 0
+
+
+def engine_name(setting: Setting) -> str:
+    """vLLM as it stands in the record of a device. Raises `BefitError` where it is not installed."""
+    found = find_vllm()
+    attention = attention_of(found, gpu_generation(), setting).get("attention_config", {})
+    told = [f"FlashAttention {attention['flash_attn_version']}"] if attention else []
+    return ", ".join([f"vLLM {found}", setting.name, *told])
 
 
 def options_of(workloads: Sequence[Workload], setting: Setting, *, dummy: bool = True) -> dict[str, Any]:
@@ -159,6 +195,7 @@ class Vllm:
         Raises `BefitError` with the end of the log if vLLM fails, and as `options_of` does.
         """
         options = options_of(workloads, self.setting, dummy=dummy)
+        options |= attention_of(self.version, gpu_generation(), self.setting)
         options["gpu_memory_utilization"] = min(
             memory_share or self.setting.memory_share, round(free_share() - 0.01, 3)
         )

@@ -22,7 +22,7 @@ from befit.export.vllm import write_config
 from befit.lm.timing import Effort, spread
 from befit.progress import Progress, silent
 from befit.rundir import digest
-from befit.serve.engine import Answer, Setting, Vllm, find_vllm
+from befit.serve.engine import Answer, Setting, Vllm, engine_name
 from befit.serve.fit import Setup, fit_table
 from befit.serve.room import Held, Room, fit_room
 
@@ -46,12 +46,12 @@ class Priced:
 
 def measured_on(device: Device, setting: Setting) -> Device:
     """The device with vLLM as its engine. Raises `BefitError` where vLLM is not installed or there is no GPU."""
-    found = find_vllm()
+    name = engine_name(setting)
     if device.kind != "cuda":
         raise BefitError(
             f"engine vllm measures on a GPU, and the device here is {device.name} ({device.kind}); use engine torch"
         )
-    return replace(device, engine=f"vLLM {found}, {setting.name}")
+    return replace(device, engine=name)
 
 
 def serve_arch(
