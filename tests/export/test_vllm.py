@@ -18,6 +18,7 @@ from befit.errors import RunConflict, UnsupportedModel
 from befit.export.language import open_language, shape_of
 from befit.export.vllm import Served, export_vllm, ffn_mult, width_of, write_config
 from befit.lm.child import build, config_for, load, save
+from befit.serve.engine import Setting, attention_of, gpu_generation
 
 
 def block(mixer: int | AttentionVariant | None, ffn: int | FfnVariant | None) -> Block:
@@ -308,15 +309,19 @@ def test_a_child_is_still_a_child(tmp_path: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.vllm
 def test_stock_vllm_gives_the_childs_tokens(tmp_path: Path) -> None:
-    """Sizes that its kernels have: heads of 64 channels, widths that are multiples of 256 but for one."""
+    """Sizes that its kernels have: heads of 64 channels, widths that are multiples of 256 but for one.
+
+    Prompts are longer than the rows that vLLM before 0.29 would compute in the layer with fewer KV heads on a Hopper GPU.
+    """
     vllm: Any = importlib.import_module("vllm")
     sizes: dict[str, Any] = {"hidden_size": 256, "head_dim": 64, "vocab_size": 512, "eos_token_id": None}
     model = child(tmp_path / "child", "llama", MIXED, **sizes)
     made = export_vllm(tmp_path, tmp_path / "served", dtype="bf16")
     (made.folder / "tokenizer.json").unlink()
     settings: dict[str, Any] = {"trust_remote_code": True, "skip_tokenizer_init": True, "gpu_memory_utilization": 0.2}
+    settings |= attention_of(vllm.__version__, gpu_generation(), Setting())
     engine = vllm.LLM(str(made.folder), enforce_eager=True, max_model_len=128, **settings)
-    prompts = tiny.tokens(4, 24, 512).tolist()
+    prompts = tiny.tokens(4, 100, 512).tolist()
     how = vllm.SamplingParams(temperature=0, max_tokens=16, ignore_eos=True, detokenize=False)
     model = model.to("cuda", torch.bfloat16)
     for prompt, answer in zip(prompts, engine.generate([{"prompt_token_ids": p} for p in prompts], how), strict=True):
@@ -326,3 +331,23 @@ def test_stock_vllm_gives_the_childs_tokens(tmp_path: Path) -> None:
         chosen = logits.gather(1, torch.tensor(tokens, device="cuda")[:, None])[:, 0]
         # bf16 has eight bits, of which two such sums may lose three: what was chosen may be that little below the largest.
         assert (logits.amax(1) - chosen <= logits.abs().amax(1) * 2**-5).all()
+
+
+@pytest.mark.parametrize(("kv_heads", "told"), [((), False), ((4,), False), ((1, 4), True)])
+def test_different_kv_heads_are_told_with_what_vllm_needs_for_them(kv_heads: tuple[int, ...], told: bool) -> None:
+    made = Served(
+        folder=Path(),
+        form="nemotron-nas",
+        layers=(0,),
+        odd_widths=(),
+        dtype="bf16",
+        size_bytes=0,
+        kv_heads=kv_heads,
+    )
+    assert any("--attention-config.flash_attn_version=2" in note for note in made.notes()) == told
+
+
+def test_an_export_knows_its_kv_heads(tmp_path: Path) -> None:
+    child(tmp_path / "child", "llama", MIXED)
+    heads = {block.attention.kv_heads for block in MIXED.blocks if isinstance(block.attention, Attention)}
+    assert set(export_vllm(tmp_path, tmp_path / "served").kv_heads) == heads

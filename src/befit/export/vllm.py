@@ -15,7 +15,7 @@ Source: the form as shipped with Llama-3_3-Nemotron-Super-49B-v1, and as vLLM's 
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import copy
 from typing import Any
@@ -38,6 +38,9 @@ MULTIPLE = 256
 
 RECORD = "export.json"
 """What an export says of itself; a folder that has it may be replaced by another export."""
+
+FLASH_ATTENTION_2 = "--attention-config.flash_attn_version=2"
+"""What `vllm serve` needs on Hopper GPUs before 0.29 where numbers of KV heads differ (vllm-project/vllm#53336)."""
 
 CODE = ("configuration_decilm.py", "modeling_decilm.py", "modeling_befit.py")
 """Files that travel with the `nemotron-nas` form: engines read the first, transformers all."""
@@ -76,6 +79,8 @@ class Served:
     dtype: str
     size_bytes: int
     """Of the weights; 0 for a configuration alone."""
+    kv_heads: tuple[int, ...] = ()
+    """Numbers of KV heads that its attentions have, each once."""
 
     @property
     def command(self) -> str:
@@ -90,6 +95,12 @@ class Served:
             told.append(
                 f"FFN widths {widths} are no multiples of {MULTIPLE}: vLLM reads them, SGLang, TensorRT-LLM and llama.cpp's "
                 "converter do not (befit export --to gguf writes them for llama.cpp)"
+            )
+        if len(self.kv_heads) > 1:
+            told.append(
+                "on H100, H200 and other Hopper GPUs, serve it with vLLM 0.29 or later, or add "
+                f"{FLASH_ATTENTION_2}: before, vLLM plans attention there as if all layers had the first one's KV heads, and "
+                "gives wrong tokens"
             )
         return tuple(told)
 
@@ -112,7 +123,7 @@ def export_vllm(source: Path | str, out: Path, *, dtype: str | None = None) -> S
         size = write_weights(found, temporary, dtype=dtype, rename=lambda name: layer_name(name, new))
         carry(found.folder, temporary)
         write_json(temporary / RECORD, {"to": "vllm", "form": form, "layers": layers, "arch": found.arch.to_json()})
-    return Served(folder=out, form=form, layers=layers, odd_widths=written.odd_widths, dtype=dtype, size_bytes=size)
+    return replace(written, folder=out, layers=layers, size_bytes=size)
 
 
 def write_config(
@@ -136,7 +147,16 @@ def write_config(
     write_json(folder / "config.json", told | {"dtype": str(DTYPES[dtype]).removeprefix("torch.")})
     widths = {block.ffn.width for block in blocks if isinstance(block.ffn, Ffn)}
     odd = sorted(width for width in widths if width % MULTIPLE) if form == "nemotron-nas" else []
-    return Served(folder=folder, form=form, layers=layers, odd_widths=tuple(odd), dtype=dtype, size_bytes=0)
+    heads = {block.attention.kv_heads for block in blocks if isinstance(block.attention, Attention)}
+    return Served(
+        folder=folder,
+        form=form,
+        layers=layers,
+        odd_widths=tuple(odd),
+        dtype=dtype,
+        size_bytes=0,
+        kv_heads=tuple(sorted(heads)),
+    )
 
 
 def form_of(arch: DecoderArch, shape: DecoderShape, config: Any) -> str:
