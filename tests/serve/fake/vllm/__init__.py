@@ -1,7 +1,8 @@
 """As much of vLLM's interface as befit uses, without a model: a step reads some prompts, or gives every request a token.
 
-The tokens are those of a rule (each is the one before it, plus one). A step takes a while for every sub-block that the model has,
-so that small models are faster. A folder named `broken` fails as an engine would.
+The tokens are those of a rule (each is the one before it, plus one). A step takes a while for every sub-block that the model has
+and every token that it reads, on a clock of its own: the same on any machine, and nobody waits. A folder named `broken` fails as
+an engine would.
 """
 
 import json
@@ -16,6 +17,38 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 __all__ = ["LLM", "ModelRegistry", "SamplingParams"]
 
 ModelRegistry = SimpleNamespace(register_model=lambda name, kind: None)
+LEAST_S = 2e-4
+"""A step takes the engine at least this, whatever the model."""
+
+
+class Clock:
+    """Seconds that pass only when the engine works."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+CLOCK = Clock()
+time.perf_counter = CLOCK  # in the worker's process, which asks it
+
+
+def seconds_of(config: dict[str, Any]) -> float:
+    """What a token's way through the model takes: a constant for every sub-block, and a rate for KV heads and FFN neurons."""
+    layers, heads = config.get("num_hidden_layers", 1), config.get("num_attention_heads", 1)
+    same = {
+        "attention": {"no_op": False, "n_heads_in_group": heads // config.get("num_key_value_heads", 1)},
+        "ffn": {"no_op": False, "intermediate_size": config.get("intermediate_size", 1)},
+    }
+    total = 1e-4
+    for block in config.get("block_configs", [same] * layers):
+        if not block["attention"]["no_op"]:
+            total += 5e-5 + 4e-5 * (heads // block["attention"]["n_heads_in_group"])
+        if not block["ffn"]["no_op"]:
+            total += 4e-5 + 2e-6 * block["ffn"]["intermediate_size"]
+    return total
 
 
 class Engine:
@@ -26,9 +59,7 @@ class Engine:
         self.vllm_config = SimpleNamespace(cache_config=SimpleNamespace(kv_cache_size_tokens=1000))
         self.engine_core = SimpleNamespace(shutdown=lambda: None)
         self.options = options
-        blocks = [half for block in config.get("block_configs", []) for half in block.values()]
-        present = sum(not half["no_op"] for half in blocks) if blocks else 2 * config.get("num_hidden_layers", 1)
-        self.step_s = 2e-4 * present
+        self.token_s = seconds_of(config)
         self.waiting: list[Any] = []
         self.running: list[Any] = []
 
@@ -43,15 +74,15 @@ class Engine:
         return bool(self.waiting or self.running)
 
     def step(self) -> list[Any]:
-        time.sleep(self.step_s)
         room = self.options["max_num_batched_tokens"] - len(self.running)
-        ready = list(self.running)
+        ready, read = list(self.running), 0
         while self.waiting and room > 0:
             first = self.waiting[0]
             taken = min(room, len(first.prompt) - first.read)
-            first.read, room = first.read + taken, room - taken
+            first.read, room, read = first.read + taken, room - taken, read + taken
             if first.read == len(first.prompt):
                 ready.append(self.waiting.pop(0))
+        CLOCK.now += max(LEAST_S, self.token_s * (1 + read / 8))
         told = []
         for one in ready:
             one.tokens.append((one.tokens or one.prompt)[-1] + 1)
