@@ -62,8 +62,10 @@ def test_the_environment_is_an_allow_list(monkeypatch: pytest.MonkeyPatch) -> No
     for name in ("OPENAI_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "SSH_AUTH_SOCK", "LD_PRELOAD"):
         monkeypatch.setenv(name, "key")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    monkeypatch.setenv("PYTHONPATH", "src:/elsewhere")
     plain, gpu = environment(FOLDER, gpu=False), environment(FOLDER, gpu=True)
     assert "key" not in plain.values()
     assert plain["HOME"] == plain["TMPDIR"] == str(FOLDER)
     assert plain["OMP_NUM_THREADS"] == "1"
+    assert plain["PYTHONPATH"] == f"{Path('src').absolute()}:/elsewhere", "the server has another current directory"
     assert (plain["CUDA_VISIBLE_DEVICES"], gpu["CUDA_VISIBLE_DEVICES"]) == ("", "3")

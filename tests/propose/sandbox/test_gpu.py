@@ -271,7 +271,7 @@ def test_training_on_a_gpu_scores_as_on_the_cpu(open_for_gpu: Sandbox, images: I
 
 
 @pytest.mark.gpu
-def test_a_gpu_opens_nothing_else(open_for_gpu: Sandbox) -> None:
+def test_a_gpu_opens_nothing_else() -> None:
     """All programs of `befit sandbox` once more where the driver is let in, and those that use it."""
     plan, found = try_out(gpu=True)
     needs = {"reads": plan.landlock, "writes": plan.landlock, "services": plan.seccomp, "listen": plan.seccomp}
