@@ -226,7 +226,7 @@ PIECES = [
     st.sampled_from(get_args(Form)),
     st.sampled_from(get_args(Finish)),
 )
-@settings(max_examples=600)
+@settings(max_examples=250)
 def test_no_text_raises(text: str, form: Form, finish: Finish) -> None:
     found = said(text, form, finish)
     assert found.reason in ("", *REASONS)

@@ -198,7 +198,7 @@ def test_a_long_example_makes_room_for_a_short_one() -> None:
 
 
 @given(st.integers(1, 4000), st.integers(0, 6), st.lists(st.text(max_size=60), max_size=12), st.integers(0, 8))
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_the_budget_is_kept_unless_what_must_be_there_exceeds_it(
     tokens: int, count: int, notes: list[str], most: int
 ) -> None:

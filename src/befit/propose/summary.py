@@ -1,6 +1,7 @@
 """The record of a run of proposals: `summary.json` for programs, `report.html` for people, the table for the terminal."""
 
 import platform
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from time import gmtime, strftime
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from befit.cost.device import this_device
+from befit.propose.config import ProposeConfig
 from befit.propose.diversity import alike
 from befit.propose.finish import Best
 from befit.propose.funnel import arms, leaders, plain
@@ -36,7 +38,7 @@ def record(job: ProposeJob, best: Mapping[str, Best]) -> dict[str, Any]:
         "run": str(config.out),
         "title": f"{config.arms or config.llm} for {', '.join(job.images)}: {config.budget or 'no budget'}",
         "made": strftime("%Y-%m-%dT%H:%M:%SZ", gmtime()),
-        "command": _command(job),
+        "command": command_of(config),
         "device": {
             "name": this_device(job.training.device).name,
             "trained_on": job.training.device,
@@ -94,14 +96,24 @@ def _best(dataset: str, one: Best) -> dict[str, Any]:
     }
 
 
-def _command(job: ProposeJob) -> str:
-    config = job.config
-    words = ["befit propose", f"--llm {config.llm}"]
-    words += [f"--model {config.model}"] if config.model else []
-    words += [f"--data {config.data}"] if config.data else []
-    words += [f'--budget "{config.budget}"'] if config.budget else []
-    words += [f'--arms "{config.arms}"'] if config.arms else []
-    return " ".join([*words, f"--proposals {config.proposals}", f"--out {config.out}"])
+def command_of(config: ProposeConfig) -> str:
+    """The command that makes such a run: what is not as it is by default."""
+    usual, words = _flat(ProposeConfig().to_json()), ["befit propose"]
+    for name, value in _flat(config.to_json()).items():
+        if value is True and not usual[name]:
+            words.append(f"--{name}")
+        elif value != usual[name]:
+            words.append(f"--{name} {shlex.quote(str(value))}")
+    return " ".join(words)
+
+
+def _flat(told: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Settings by the names that the command line has."""
+    found = dict[str, Any]()
+    for name, value in told.items():
+        flag = before + name.replace("_", "-")
+        found |= _flat(value, f"{flag}.") if isinstance(value, Mapping) else {flag: value}
+    return found
 
 
 def table_rows(summary: Mapping[str, Any]) -> list[dict[str, str]]:
