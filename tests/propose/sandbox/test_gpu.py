@@ -25,6 +25,7 @@ from befit.propose.sandbox.hostile import HOSTILE
 from befit.propose.sandbox.limits import Limits
 from befit.propose.sandbox.tasks import execute
 from befit.propose.sandbox.trial import GPU_NAMES, NAMES, Finding, left_out, try_out
+from befit.propose.sandbox.watch import Watch
 from befit.vision.data import Images, load_images
 from befit.vision.training import TrainConfig
 
@@ -210,6 +211,19 @@ def test_gpu_memory_is_that_of_the_processes(monkeypatch: pytest.MonkeyPatch) ->
     assert nvml.used({7}) is None
 
 
+@pytest.mark.parametrize(("used", "reason"), [(3 << 30, "out-of-memory"), (1 << 30, None), (None, None)])
+def test_the_watch_ends_who_takes_too_much_gpu_memory(
+    monkeypatch: pytest.MonkeyPatch, used: int | None, reason: str | None
+) -> None:
+    """One GiB is left for CUDA itself."""
+    monkeypatch.setattr(nvml, "used", lambda tree: used if tree == [7] else None)
+    watch = Watch.__new__(Watch)
+    watch.limits = Limits(gpu_bytes=1 << 30)
+    assert watch._on_gpu([7]) == (reason and (reason, "used more than 1024 MiB of GPU memory"))
+    watch.limits = Limits()
+    assert watch._on_gpu([7]) is None
+
+
 def test_without_a_gpu_it_is_said_before_anything_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -299,7 +313,8 @@ def test_what_goes_wrong_on_a_gpu_costs_one_trial(open_for_gpu: Sandbox, images:
 
 
 @pytest.mark.gpu
-def test_a_run_on_a_gpu(tmp_path: Path) -> None:
+def test_a_run_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("befit.report.frame._plotly", lambda: "")  # the page is not what is tested
     quick = TrainConfig(epochs=8, batch=32)
     config = ProposeConfig(proposals=1, train=quick, final=quick, device="cuda", out=tmp_path / "run")
     summary = propose(config, model=script(f"```python\n{SOURCE}\n```"))
