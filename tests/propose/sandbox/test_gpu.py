@@ -131,11 +131,11 @@ time.sleep(arguments["then"])
 
 @pytest.mark.parametrize(("then", "reason"), [(0.1, None), (8.0, "timeout")])
 def test_time_counts_from_when_a_task_is_ready(open_for_gpu: Sandbox, then: float, reason: str | None) -> None:
-    limits = Limits(wall_seconds=0.8, start_seconds=30)
+    limits = Limits(wall_seconds=2, start_seconds=30)
     result = open_for_gpu.run(execute, source=SLOW_START, arguments={"start": 1.2, "then": then}, limits=limits)
     assert (result.ok, result.reason) == (reason is None, reason)
     assert result.start_seconds >= 1.2 and result.seconds < 5
-    assert result.ok or result.message == "was not done after 0.8 s"
+    assert result.ok or result.message == "was not done after 2 s"
 
 
 def test_a_start_without_end_is_ended(open_for_gpu: Sandbox) -> None:
