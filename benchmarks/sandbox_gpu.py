@@ -186,6 +186,8 @@ def _one_notice(
         place, flags = arguments[:2] if name == "open" else arguments[1:3]
         key = _text(process, place), int(flags) & (os.O_ACCMODE | os.O_DIRECTORY)
         files[key] = files.get(key, 0) + 1
+        if flags & os.O_CREAT:
+            calls[f"makes {key[0]}"] = calls.get(f"makes {key[0]}", 0) + 1
     else:
         told = f"{name}({', '.join(map(str, arguments[:3]))})" if name == "socket" else name
         told += f" {_text(process, arguments[0])}" if name == "execve" else ""
