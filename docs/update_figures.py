@@ -96,8 +96,8 @@ def page() -> str:
         "Solver": f"`python benchmarks/solve_scale.py`: {solver['layers']} layers of {solver['options']} options under two "
         + f"bounds, proven optimal (largest gap {gap:g}), {slowest:.1f} s for the slowest of all tables.\n",
     }
-    sections |= nested_sections() | search_sections() | export_sections() | serving_sections() | propose_sections() | evaluation_sections()
-    sections |= scale_sections()
+    sections |= nested_sections() | search_sections() | export_sections() | serving_sections()
+    sections |= propose_sections() | evaluation_sections() | scale_sections()
     head = (
         "# Results\n\nWritten by `docs/update_figures.py` from `benchmarks/results`; every section names its script.\n"
     )
