@@ -18,6 +18,8 @@ for arguments in json.loads(sys.argv[1]):
         print("ENDED", code, "ENDED", file=stream, flush=True)
 """
 """Runs befit several times, because starting Python takes longest here."""
+TIMEOUT = 240
+"""Seconds that a process may take; on a machine that has just been started, importing torch alone takes a minute."""
 Ended = tuple[int, str, str]
 """Exit code, stdout, stderr of one run."""
 
@@ -43,7 +45,7 @@ def spoken(program: str, told: object, size: int = 2, **environment: str) -> lis
         for rank in range(size)
     ]
     try:
-        return [one.communicate(timeout=100) for one in team]
+        return [one.communicate(timeout=TIMEOUT) for one in team]
     finally:
         for one in team:
             one.kill()

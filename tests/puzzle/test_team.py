@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from tests import tiny_run
 from tests.teams import Ended, together
 
@@ -52,6 +53,34 @@ def test_an_error_is_told_once_and_ends_both(ended: list[list[Ended]]) -> None:
     (code, _, told), other = ended[0][0], ended[1][0]
     assert code == 2 and "memory" in told
     assert other == (2, "", "")
+
+
+@pytest.mark.gpu
+def test_two_gpus_make_what_one_makes(folder: Path) -> None:
+    """Each process has a GPU; they heal through NCCL."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    names = ("gpus", "gpu")
+    runs = [
+        [argument.replace("=cpu", "=cuda") for argument in tiny_run.command(folder, folder / name, BUDGET, *MORE)]
+        for name in names
+    ]
+    for own in runs:
+        own.append("--dtype=fp32")
+    (code, out, told), other = (ended[0] for ended in together(runs[:1]))
+    assert code == 0 and "report.html" in out, told
+    assert other[:2] == (0, ""), other
+    assert main(runs[1]) == 0
+    two, one = (read_json(folder / name / "summary.json") for name in names)
+    assert two["child"]["arch"] == one["child"]["arch"]
+    assert two["child"]["kl_before_heal"] == pytest.approx(one["child"]["kl_before_heal"], abs=1e-4)
+    for name in ("kl", "loss"):  # healing computes in bf16
+        assert two["child"][name] == pytest.approx(one["child"][name], rel=0.05)
+    tried = [read_json(_only(folder / name, "choose") / "chosen.json")["tried"] for name in names]
+    assert all(child["arch"] in [other["arch"] for other in tried[1]] for child in tried[0])
+    scores = [read_json(_only(folder / name, "score") / "scores.json")["layers"] for name in names]
+    for layer, alone in zip(*scores, strict=True):
+        assert layer == pytest.approx(alone, abs=1e-5)
 
 
 def _only(run: Path, stage: str) -> Path:
