@@ -20,6 +20,7 @@ import befit
 from befit.arch.decoder import DecoderArch, Mamba
 from befit.budget import Budget
 from befit.cli import main
+from befit.cost.latency import Correction, Latency
 from befit.lm.child import arch_of
 from befit.puzzle import pipeline
 from befit.rundir import read_json, read_tensors
@@ -233,6 +234,7 @@ def stopping(self, target):
 
 Path.replace = stopping
 from befit.cli import main
+from befit.cost.latency import Correction, Latency
 
 sys.exit(main(sys.argv[2:]))
 """
@@ -313,7 +315,17 @@ def test_a_parent_without_room_is_timed_at_its_own_batch(
     workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timed = list[tuple[str, int]]()
-    measure = pipeline.measure_models
+    measure, table = pipeline.measure_models, pipeline.measure_table
+
+    def level(*given: Any, **named: Any) -> Any:
+        """A table in which two requests cannot be served 1.5 times as fast, by no child, and four take no longer than two."""
+        found, one, tenth = (
+            table(*given, **named),
+            Latency(prefill_ms=1.0, decode_ms=1.0),
+            Latency(prefill_ms=0.1, decode_ms=0.1),
+        )
+        parts = {kind: dict.fromkeys(getattr(found, kind), tenth) for kind in ("attention", "ffn")}
+        return replace(found, base=one, prefill=Correction(), decode=Correction(), **parts)
 
     def watched(models: Any, workload: Any, *rest: Any, **named: Any) -> Any:
         timed.extend((name, workload.batch) for name in models)
@@ -321,6 +333,7 @@ def test_a_parent_without_room_is_timed_at_its_own_batch(
         return {name: replace(one, decode_ms=1.0, prefill_ms=1.0) for name, one in found.items()}
 
     monkeypatch.setattr(pipeline, "measure_models", watched)
+    monkeypatch.setattr(pipeline, "measure_table", level)
     parent = summary(workshop / "run")["parent"]  # at a batch of one
     limit = (parent["weight_bytes"] + 2.5 * parent["cache_bytes"]) / 1024
     command = tiny_run.command(workshop, tmp_path / "run", f"memory={limit}KiB, throughput>=1.5x")
@@ -333,3 +346,14 @@ def test_a_parent_without_room_is_timed_at_its_own_batch(
     speeds = [told[name]["tokens_per_s"]["measured"] for name in ("parent", "child")]
     assert speeds[1] == pytest.approx(2 * speeds[0])  # the same time for twice as many
     assert any("no room for 4 requests" in note for note in told["notes"])
+
+
+def test_healing_that_does_harm_is_not_kept(workshop: Path, tmp_path: Path) -> None:
+    assert main(tiny_run.command(workshop, tmp_path / "run", BUDGET, "--heal.lr=1")) == 0
+    told = summary(tmp_path / "run")
+    assert told["child"]["kl"] == told["child"]["kl_before_heal"] > 0
+    assert any("Healing made child worse" in note for note in told["notes"])
+    (healed,) = (tmp_path / "run").glob("stages/heal child-*/healed.safetensors")
+    child = read_tensors(tmp_path / "run" / "child" / "model.safetensors")
+    assert {name: t.sum() for name, t in read_tensors(healed).items()} == {name: t.sum() for name, t in child.items()}
+    assert not any("Healing made" in note for note in summary(workshop / "run")["notes"])

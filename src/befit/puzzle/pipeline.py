@@ -255,14 +255,26 @@ def around_stage(job: Job, made: Made, number: int) -> Library:
 
 
 def heal_stage(job: Job, name: str, made: Made) -> tuple[BefitForCausalLM, HealResult]:
-    """Distil a whole child from the parent; returns it healed, with the course of its loss."""
+    """Distil a whole child from the parent; returns it healed, with the course of its loss.
+
+    A child that healing made worse, on the text that chose it, stays as it was assembled.
+    """
     library, arch = made
     config, rows = _healing(job, name), job.rows(job.config.heal.tokens)
 
     def work(folder: Path) -> None:
         heal(free(library.assemble(arch)), library.parent, rows, config, folder, job.progress)
 
-    folder = job.team.shared_stage(job.run, f"heal {name}", _heal_key(job, made, name), work, lambda _: None)
+    def finish(folder: Path) -> None:
+        before, after = library.assemble(arch), free(library.assemble(arch))
+        heal(after, library.parent, rows, config, folder)
+        if true_kl(after) > true_kl(before):
+            write_tensors(folder / "healed.safetensors", {n: p.detach().clone() for n, p in before.named_parameters()})
+
+    def true_kl(model: BefitForCausalLM) -> float:
+        return evaluate(model, job.score_rows, library.parent).kl
+
+    folder = job.team.shared_stage(job.run, f"heal {name}", _heal_key(job, made, name), work, finish)
     child = free(library.assemble(arch))
     result = heal(child, library.parent, rows, config, folder)  # Done by now: this only reads.
     if job.team.main and not name.startswith(ROUND):

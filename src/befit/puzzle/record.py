@@ -239,6 +239,12 @@ def _notes(job: Job, chosen: Chosen, results: Mapping[str, Any], parent_batch: i
             f"Chosen and healed in {rounds} rounds, which shared the tokens of healing. Scores and front are those of the first; "
             "the child before healing is the last one, made of blocks that earlier rounds have healed."
         )
+    worse = [name for name, told in results.items() if name != "parent" and told["kl"] == told["kl_before_heal"]]
+    if worse:
+        notes.append(
+            f"Healing made {', '.join(sorted(worse))} worse on the text that chose the child, so what was assembled is kept: "
+            "give a lower --heal.lr, or more --heal.tokens."
+        )
     if job.config.baselines:
         absent = sorted({"uniform", "depth", "greedy", "random"} - set(results))
         if absent:
