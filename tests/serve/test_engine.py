@@ -146,7 +146,7 @@ def test_settings_are_checked(wrong: dict[str, Any]) -> None:
 def test_the_fastest_of_several_runs_counts() -> None:
     answer = read_answer(dict(TOLD), 0.5)
     assert answer.runs[0].total_ms == 19.0 and answer.runs[0].first_ms == 8.0
-    assert answer.memory_share == 0.5 and answer.tokens == ((1, 2),)
+    assert answer.memory_share == 0.5 and answer.tokens == ((1, 2),) and answer.totals_ms == ((20.0, 19.0),)
     with pytest.raises(BadTable, match="kv_tokens"):
         read_answer({name: value for name, value in TOLD.items() if name != "kv_tokens"}, 0.5)
 

@@ -92,6 +92,8 @@ class Answer:
     """Of it, what vLLM was allowed."""
     tokens: tuple[tuple[int, ...], ...] = ()
     """Greedy continuations of the prompts that were given."""
+    totals_ms: tuple[tuple[float, ...], ...] = ()
+    """What every run of each workload took, in order; `runs` has the fastest."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -290,4 +292,5 @@ def read_answer(told: dict[str, Any], memory_share: float) -> Answer:
         memory_bytes=told["memory_bytes"],
         memory_share=memory_share,
         tokens=tuple(tuple(tokens) for tokens in told["tokens"]),
+        totals_ms=tuple(tuple(run["total_ms"] for run in runs) for runs in told["runs"]),
     )
