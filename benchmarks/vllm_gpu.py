@@ -4,12 +4,14 @@
 
 1. Tokens: a heterogeneous child of the embedded parent, exported for vLLM, continues prompts greedily there and in transformers.
    Every token of vLLM's is compared with the one that transformers would choose after the same tokens; where they differ, the
-   gap between the two logits is told beside the spacing of bf16 numbers of that size.
+   gap between the two logits is told beside the spacing of bf16 numbers of that size. With FlashAttention 2, and with 3, which
+   vLLM before 0.29 plans wrongly on Hopper GPUs where numbers of KV heads differ (`befit.serve.engine.attention_of`).
+   `--explain` recomputes on a CPU what that does to the child's first tokens.
 2. Speed and memory: for the shape of Llama-3.1-8B with made-up weights, the cost table is fitted to the parent and a few random
    children under two workloads. Then ten children are solved for throughput budgets, with made-up scores (quality plays no part
    here, but real solutions are not random either), and served: predicted against measured.
 3. One child for throughput>=2.17x, met as measured: asked for again, with the miss added, if vLLM makes less of it.
-4. The parent with vLLM's compiler, to say what measuring without it leaves out.
+4. The parent with FlashAttention 3, and with vLLM's compiler, to say what measuring without them leaves out.
 
 Every answer is written at once: a run that is cut off keeps what it has.
 """
@@ -45,13 +47,20 @@ from befit.serve.fit import Setup, fit_table
 from befit.serve.measured import Measured
 from befit.serve.table import measured_on, room_of, serve_arch, smallest, variants_of, whole_run
 
-WORKLOADS = (Workload(batch=128, prompt=512, generate=256), Workload(batch=32, prompt=2048, generate=128))
+WORKLOADS = (Workload(batch=64, prompt=1024, generate=256), Workload(batch=32, prompt=2048, generate=128))
+"""A conversation and a document. Steps of decode take the GPU longer than vLLM's own work, with children up to some 2x, too."""
 BUDGETS = ("1.2x", "1.4x", "1.6x", "1.8x", "2x")
 """Throughput at either workload, relative to the parent."""
 WANTED = "2.17x"
 """Throughput of the child that must be met as measured (what Puzzle's Nemotron-51B has over its parent)."""
 FIT_RUNS = 12
 """The parent among them; the smallest model, which tells what the engine takes by itself, comes on top."""
+TOKEN_SETTINGS = {"tokens": 2, "tokens_flash_attention_3": 3}
+"""Entries of the record, and their version of FlashAttention."""
+PROMPTS, PROMPT = 16, 48
+"""How many there are for the comparison of tokens, and their tokens."""
+TILE_ROWS = 192
+"""Of queries, all heads of a group together, that FlashAttention 3 takes at a time for heads of up to 64 (causal)."""
 ROOT = Path(__file__).parents[1]
 BEGIN = time.monotonic()
 DEVICE = "cuda"
@@ -81,7 +90,12 @@ class Bench:
         else:
             answer = serve_arch(self.engine, arch, self.space.shape, self.config, self.workloads)
         entry = {"layers": layers, **told, "measured": summary(answer, self.workloads), "answer": answer.to_json()}
-        print(f"{time.monotonic() - BEGIN:6.0f} s  start {answer.start_s:5.1f} s", entry["measured"], flush=True)
+        runs = [[round(total) for total in totals] for totals in answer.totals_ms]
+        print(
+            f"{time.monotonic() - BEGIN:6.0f} s  start {answer.start_s:5.1f} s  ms {runs}",
+            entry["measured"],
+            flush=True,
+        )
         return answer, entry
 
     def add(self, name: str, entry: Any) -> None:
@@ -180,13 +194,18 @@ def leave_one_out(record: dict[str, Any]) -> dict[str, Any]:
         for entry in record["fit"]
     ]
     whole = [(arch, answer) for arch, answer in told if arch != smallest(space)]
+    least = next(answer for arch, answer in told if arch == smallest(space))
     variants, found = list(variants_of(space).values()), dict[str, Any]()
     for number, given in enumerate(record["workloads"]):
         workload = Workload(**given)
         setup = Setup(device=this_device("cpu"), workload=workload, dtype=workload.weights)
         runs = [whole_run(arch, answer, number, workload) for arch, answer in whole]
+        engine = whole_run(smallest(space), least, number, workload).decode_ms
         pairs = [
-            (fit_table(setup, runs[:i] + runs[i + 1 :], variants).predict(run.arch), run.measured)
+            (
+                fit_table(setup, runs[:i] + runs[i + 1 :], variants, least_decode_ms=engine).predict(run.arch),
+                run.measured,
+            )
             for i, run in enumerate(runs)
             if run.arch != space.shape.arch
         ]
@@ -199,10 +218,9 @@ def leave_one_out(record: dict[str, Any]) -> dict[str, Any]:
             name: {"median": median(values), "worst": max(values), "predictions": len(values)}
             for name, values in own.items()
         }
-    room = room_of(space.shape, WORKLOADS[0], [arch for arch, _ in whole], [answer for _, answer in whole])
-    values = [
-        abs(room.kv_tokens(space.shape, arch, WORKLOADS[0]) / answer.runs[0].kv_tokens - 1) for arch, answer in whole
-    ]
+    first = Workload(**record["workloads"][0])
+    room = room_of(space.shape, first, [arch for arch, _ in whole], [answer for _, answer in whole])
+    values = [abs(room.kv_tokens(space.shape, arch, first) / answer.runs[0].kv_tokens - 1) for arch, answer in whole]
     return found | {"kv_tokens": {"median": median(values), "worst": max(values), "predictions": len(values)}}
 
 
@@ -299,56 +317,112 @@ def met(bench: Bench, prices: Prices, parent: Answer) -> None:
         asked = round(asked * wanted / speed_up / 0.99, 4)
 
 
-def compiled(bench: Bench, setting: Setting, log: Path) -> None:
-    """The parent, with vLLM's compiler."""
-    with Vllm(replace(setting, compiled=True), log) as engine:
+def parent_otherwise(bench: Bench, name: str, setting: Setting, log: Path) -> None:
+    """The parent in another setting."""
+    if name in bench.record:
+        return
+    with Vllm(setting, log) as engine:
         answer = serve_arch(engine, bench.space.shape.arch, bench.space.shape, bench.config, bench.workloads)
-    bench.put("parent_compiled", summary(answer, bench.workloads))
+    bench.put(name, summary(answer, bench.workloads))
+    print(f"{time.monotonic() - BEGIN:6.0f} s  {name}", bench.record[name], flush=True)
 
 
-def tokens(
-    engine: Vllm, child: Path, served: Path, *, count: int = 16, length: int = 48, generate: int = 64
-) -> dict[str, Any]:
+def token_prompts(child: Path) -> list[list[int]]:
+    """Text of this repository, cut into equal pieces."""
+    text = AutoTokenizer.from_pretrained(child)((ROOT / "README.md").read_text())["input_ids"]
+    return [text[i * PROMPT : (i + 1) * PROMPT] for i in range(PROMPTS)]
+
+
+def tokens(engine: Vllm, child: Path, served: Path, *, generate: int = 64) -> dict[str, Any]:
     """Greedy tokens of an exported child in vLLM, judged by transformers on the same GPU in the same format."""
     import befit
 
     model: Any = befit.load(child, dtype=torch.bfloat16).to(DEVICE)
-    text = AutoTokenizer.from_pretrained(child)((ROOT / "README.md").read_text())["input_ids"]
-    prompts = [text[i * length : (i + 1) * length] for i in range(count)]
+    prompts = token_prompts(child)
     free = model.generate(
         torch.tensor(prompts, device=DEVICE),
         max_new_tokens=generate,
         do_sample=False,
         eos_token_id=None,
         pad_token_id=0,
-    )[:, length:].tolist()
-    work = Workload(batch=count, prompt=length, generate=generate)
+    )[:, PROMPT:].tolist()
+    work = Workload(batch=PROMPTS, prompt=PROMPT, generate=generate)
     answer = engine(served, [work], dummy=False, prompts=prompts, generate=generate, memory_share=0.05)
-    ties, other, equal = list[dict[str, float]](), 0, 0
+    ties = list[dict[str, float]]()
     for number, (prompt, given) in enumerate(zip(prompts, answer.tokens, strict=True)):
         with torch.inference_mode():
-            logits = (
-                model(input_ids=torch.tensor([[*prompt, *given]], device=DEVICE)).logits[0, length - 1 : -1].float()
-            )
-        for place, (row, token) in enumerate(zip(logits, given, strict=True)):
-            best = int(row.argmax())
-            gap = float(row[best] - row[token])
-            equal += best == token
-            if best != token:
-                spacing = 2.0 ** (math.floor(math.log2(max(abs(float(row[best])), 1e-6))) - 7)
-                ties.append({"prompt": number, "place": place, "gap": gap, "bf16_spacing": spacing})
-                other += gap > 4 * spacing
+            logits = model(input_ids=torch.tensor([[*prompt, *given]], device=DEVICE)).logits[0, PROMPT - 1 : -1]
+        ties += [{"prompt": number, **entry} for entry in differing(logits.float(), given)]
     alike = sum(list(a) == b for a, b in zip(answer.tokens, free, strict=True))
     return {
         "layers": [block.name for block in befit.lm.child.arch_of(model.config).blocks],
-        "prompts": count,
+        "prompts": PROMPTS,
         "generate": generate,
-        "tokens": count * generate,
-        "same_choice": equal,
+        "tokens": PROMPTS * generate,
+        "same_choice": PROMPTS * generate - len(ties),
         "differing": ties,
-        "differing_by_more_than_4_spacings": other,
+        "differing_by_more_than_4_spacings": sum(entry["gap"] > 4 * entry["bf16_spacing"] for entry in ties),
         "prompts_with_equal_continuations": alike,
     }
+
+
+def differing(logits: torch.Tensor, given: Sequence[int]) -> list[dict[str, float]]:
+    """Where logits (tokens, vocabulary) choose another token than the one given: by how much, and bf16's spacing there."""
+    found = list[dict[str, float]]()
+    for place, (row, token) in enumerate(zip(logits, given, strict=True)):
+        best = row.max()
+        if int(row.argmax()) != token:
+            spacing = 2.0 ** (math.floor(math.log2(max(abs(float(best)), 1e-6))) - 7)
+            found.append({"place": place, "gap": float(best - row[token]), "bf16_spacing": spacing})
+    return found
+
+
+def without_last_rows(child: Path) -> dict[str, Any]:
+    """First tokens of a child on the CPU if attention is computed only for the rows that the first layer's KV heads make of a
+    prompt: rows left out keep what an earlier attention, or nothing, left in memory. The gap to the right token for each prompt.
+    """
+    import befit
+
+    model: Any = befit.load(child, dtype=torch.bfloat16)
+    prompts = torch.tensor(token_prompts(child))
+    blocks = befit.lm.child.arch_of(model.config).blocks
+    queries = model.config.num_attention_heads
+    groups = {i: queries // b.attention.kv_heads for i, b in enumerate(blocks) if isinstance(b.attention, Attention)}
+    planned = -(-PROMPT * groups[min(groups)] // TILE_ROWS)
+    computed = {i: min(PROMPT, planned * TILE_ROWS // group) for i, group in groups.items()}
+    left = dict[int, torch.Tensor]()
+
+    def first_tokens(stale: int | None, *, whole: bool = False) -> torch.Tensor:
+        """Logits after the prompt; `stale` is the layer whose output lies in the rows left out, None for zeros."""
+
+        def of(layer: int) -> Any:
+            def replaced(_: Any, given: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+                heads = given[0].clone()
+                if whole:
+                    left[layer] = heads
+                else:
+                    heads[:, computed[layer] :] = 0 if stale is None else left[stale][:, computed[layer] :]
+                return (heads,)
+
+            return replaced
+
+        hooks = [model.model.layers[i].self_attn.o_proj.register_forward_pre_hook(of(i)) for i in groups]
+        with torch.inference_mode():
+            logits = model(input_ids=prompts).logits[:, -1].float()
+        for hook in hooks:
+            hook.remove()
+        return logits
+
+    right = first_tokens(None, whole=True)
+    stale: list[int | None] = [None, *list(groups)[:-1]]
+    gaps = {
+        "zeros" if layer is None else f"layer {layer}": [
+            round(float(row.max() - row[int(wrong.argmax())]), 4)
+            for row, wrong in zip(right, first_tokens(layer), strict=True)
+        ]
+        for layer in stale
+    }
+    return {"rows_computed": {str(i): rows for i, rows in computed.items()}, "prompt": PROMPT, "gaps": gaps}
 
 
 def smoke(engine: Vllm) -> None:
@@ -365,24 +439,52 @@ def smoke(engine: Vllm) -> None:
         )
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/vllm.json"))
     parser.add_argument("--child", type=Path, help="a heterogeneous child of befit puzzle --target vllm")
     parser.add_argument("--served", type=Path, help="its export: befit export CHILD --to vllm")
     parser.add_argument("--seconds", type=float, default=560.0)
-    parser.add_argument("--repeats", type=int, default=1, help="runs of each workload, the fastest of which counts")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each workload, the fastest of which counts")
+    parser.add_argument("--flash-attention", type=int, default=0, help="its version; 0 for the one that befit chooses")
     parser.add_argument("--resume", action="store_true", help="go on with results that were cut off")
     parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--tokens", action="store_true", help="only compare the tokens of --child and --served")
+    parser.add_argument(
+        "--explain", action="store_true", help="only add to existing results what a CPU says of --child"
+    )
     parser.add_argument(
         "--leave-one-out", action="store_true", help="only add to existing results what their fit predicts"
     )
-    asked = parser.parse_args()
-    if asked.leave_one_out:
+    return parser.parse_args()
+
+
+def only_tokens(asked: argparse.Namespace, setting: Setting, log: Path) -> None:
+    """The comparison of tokens in each setting, added to the results."""
+    record = read_json(asked.results) if asked.results.exists() else {}
+    for name, version in TOKEN_SETTINGS.items():
+        with Vllm(replace(setting, repeats=1, flash_attention=version), log) as engine:
+            record[name] = tokens(engine, asked.child, asked.served)
+        torch.cuda.empty_cache()
+        write_json(asked.results, record)
+        print(f"{time.monotonic() - BEGIN:6.0f} s  {name}", json.dumps(record[name]), flush=True)
+
+
+def main() -> None:
+    asked = arguments()
+    if asked.leave_one_out or asked.explain:
         record = read_json(asked.results)
-        write_json(asked.results, record | {"leave_one_out": leave_one_out(record)})
+        own = (
+            {"explained": without_last_rows(asked.child)} if asked.explain else {"leave_one_out": leave_one_out(record)}
+        )
+        write_json(asked.results, record | own)
         return
-    setting, log = Setting(repeats=asked.repeats), asked.results.with_suffix(".log")
+    setting = Setting(repeats=asked.repeats, flash_attention=asked.flash_attention)
+    log = asked.results.with_suffix(".log")
+    if asked.tokens:
+        only_tokens(asked, setting, log)
+        return
     with Vllm(setting, log) as engine:
         if asked.smoke:
             smoke(engine)
@@ -400,14 +502,14 @@ def main() -> None:
         device = asdict(measured_on(this_device(DEVICE), setting))
         bench.put("device", device | {"torch": torch.__version__})
         bench.put("workloads", [asdict(workload) for workload in WORKLOADS])
-        if asked.child and asked.served and "tokens" not in bench.record:
-            bench.put("tokens", tokens(engine, asked.child, asked.served))
-            torch.cuda.empty_cache()
+        bench.put("repeats", setting.repeats)
         prices, room, parent = fit(bench, setting)
         met(bench, prices[0], parent)
         held_out(bench, prices, room)
+    if bench.left() > 60:
+        parent_otherwise(bench, "parent_flash_attention_3", replace(setting, flash_attention=3), log)
     if bench.left() > 90:
-        compiled(bench, setting, log)
+        parent_otherwise(bench, "parent_compiled", replace(setting, compiled=True), log)
     bench.put("seconds", round(time.monotonic() - BEGIN, 1))
     print(json.dumps(bench.record.get("errors"), indent=1))
 
