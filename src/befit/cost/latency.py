@@ -148,7 +148,9 @@ class LatencyTable:
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> "LatencyTable":
         """Read what `to_json` wrote. Raises `BadTable` for an unknown or missing key."""
-        given = exact(LatencyTable, {"least_decode_ms": 0.0, "prefill_note": ""} | dict(data))  # older tables do without
+        given = exact(
+            LatencyTable, {"least_decode_ms": 0.0, "prefill_note": ""} | dict(data)
+        )  # older tables do without
         for name in ("attention", "ffn"):
             given[name] = {variant: Latency(**exact(Latency, entry)) for variant, entry in given[name].items()}
         for name in ("fitted_on", "held_out"):
