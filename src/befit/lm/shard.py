@@ -6,6 +6,7 @@ averaged, so that a step is that of one process with all of the batch.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,10 @@ def shard(root: nn.Module, layers: Iterable[nn.Module], *, size: int, device: to
 
 def gathered(tensor: Tensor) -> Tensor:
     """All of a tensor of which this process has a part; every process must ask."""
-    return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor
+    if not isinstance(tensor, DTensor):
+        return tensor
+    own: Any = tensor.detach()
+    return own.full_tensor()
 
 
 def spread(tensor: Tensor, like: Tensor) -> Tensor:
