@@ -1,4 +1,5 @@
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from befit.errors import DiskFull, RunConflict
-from befit.propose.attempts import Attempts, Cache, Recorded
+from befit.propose.attempts import Attempts, Cache, Early, Recorded
 from befit.propose.client import Server, ServerConfig
 from befit.propose.database import transaction
 from befit.propose.models import Completion, Message, Request, Scripted, Try, script
@@ -195,3 +196,14 @@ def test_no_file_holds_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert len(files) >= 2 and os.environ["OPENAI_API_KEY"] == key
     assert not [path for path in files if key.encode() in path.read_bytes()]
     assert any(b"[key]" in path.read_bytes() for path in files)
+
+
+def test_an_early_call_that_breaks_down_is_made_again_where_it_is_seen() -> None:
+    def write(_request: Request, _rng: random.Random) -> str:
+        if len(model.asked) == 1:
+            raise RuntimeError("the client has been closed")
+        return "here"
+
+    model = Scripted(write=write)
+    early = Early(model, ASK)
+    assert early.answer().text == "here" and len(model.asked) == 2

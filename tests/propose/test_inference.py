@@ -83,6 +83,8 @@ def test_what_cannot_be_tested_is_not() -> None:
         assert welch(a, b) is None and hedges_g(a, b) is None and interval(a) is None
     assert interval_of_difference([[0.5] * 5], [[0.5] * 5]) is None
     assert welch([[1.0, 1.0]], [[1.0, 2.0]]) is not None
+    tiny = welch([[0.0, 0.0]], [[0.0, 1e-104]])
+    assert tiny is not None and (tiny.t, tiny.df) == pytest.approx((1.0, 1.0))
 
 
 def test_every_dataset_counts_the_same() -> None:

@@ -112,7 +112,7 @@ def test_a_folder_is_loaded_and_anything_else_refused(model: LocalModel, tmp_pat
     loaded = load(str(save_tiny_chat(tmp_path / "tiny")), device="cpu")
     assert loaded.complete(ASK).text == model.complete(ASK).text
     assert loaded.name == model.name
-    with pytest.raises(UnsupportedModel, match="no causal language model"):
+    with pytest.raises(UnsupportedModel, match="there is no folder"):
         load(str(tmp_path / "absent"))
     (tmp_path / "absent").mkdir()
     with pytest.raises(UnsupportedModel, match="no causal language model"):

@@ -13,6 +13,7 @@ outage, a refusal) is recorded but not reused.
 import json
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -206,8 +207,9 @@ class Early(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Make the call."""
-        self._made = self._model.complete(self._request)
+        """Make the call. Where a run stops, it closes its models: what a call says that is then under way concerns nobody."""
+        with suppress(RuntimeError):
+            self._made = self._model.complete(self._request)
 
     def answer(self) -> Completion:
         """Wait for it. A call that broke down is made here once more, so that its error is raised where it is seen."""

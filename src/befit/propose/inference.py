@@ -158,7 +158,8 @@ def _error(groups: Groups, count: int) -> tuple[float, float] | None:
     largest = max(abs(value) for group in groups for value in group)
     if variance <= (1e-12 * largest) ** 2:
         return None
-    return variance, variance**2 / sum(part**2 / df for part, df in parts)
+    shares = [(part / variance, df) for part, df in parts]  # as shares, since squares of small variances are 0
+    return variance, 1 / sum(share**2 / df for share, df in shares)
 
 
 def _variance(group: Sequence[float]) -> float:
