@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from befit.errors import BadData
+from befit.errors import BefitError
 from befit.lm import pretrain as recipe
 from befit.lm.corpus import load_corpus
 from befit.lm.pretrain import (
@@ -176,7 +176,7 @@ def test_impossible_configurations_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must be positive"):
         PretrainConfig(out=tmp_path, batch=0)
     if not torch.cuda.is_available():
-        with pytest.raises(BadData, match="PyTorch sees no GPU"):
+        with pytest.raises(BefitError, match="no CUDA device"):
             pretrain(replace(tiny(tmp_path), device="cuda"))
 
 

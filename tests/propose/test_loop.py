@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from befit.errors import BefitError, RunConflict
 from befit.propose import loop
 from befit.propose.config import ProposeConfig
 from befit.propose.diversity import similar
-from befit.propose.job import ProposeJob
+from befit.propose.job import ProposeJob, training_of
 from befit.propose.judge import Judged
 from befit.propose.lane import Lane
 from befit.propose.loop import notes, propose, propose_all
@@ -24,7 +25,7 @@ from befit.propose.proposal import Proposal
 from befit.propose.proposers import Fixed
 from befit.propose.records import Records
 from befit.propose.sandbox.box import Sandbox
-from befit.vision.data import Images, from_arrays
+from befit.vision.data import Images, from_arrays, load_images
 from befit.vision.training import TrainConfig
 from chat_server import answer, serving
 
@@ -393,6 +394,24 @@ def test_a_whole_run_leaves_the_best(images: Images, tmp_path: Path) -> None:
     stages = [{name: told[name] for name in ("name", "reused")} for run in (summary, again) for told in run["stages"]]
     assert stages == [{"name": n, "reused": r} for r in (False, True) for n in ("data", "proposals", "best")]
     assert all(stage["seconds"] > 0 for stage in (summary["stages"][1], again["stages"][1]))
+
+
+@pytest.mark.parametrize(
+    ("told", "gpu", "expected"),
+    [
+        ({}, False, "cpu"),
+        ({}, True, "cpu"),  # digits are done before CUDA is ready
+        ({"train": TrainConfig(epochs=1000)}, True, "cuda"),
+        ({"train": TrainConfig(seconds=60)}, True, "cuda"),
+        ({"device": "cuda"}, True, "cuda"),
+        ({"device": "cpu", "train": TrainConfig(epochs=1000)}, True, "cpu"),
+    ],
+)
+def test_networks_are_trained_on_a_gpu_where_that_pays(
+    told: dict[str, Any], gpu: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert training_of(ProposeConfig(**told), [load_images("digits")]).device == expected
 
 
 def test_a_folder_of_another_run_is_refused(sandbox: Sandbox, images: Images, tmp_path: Path) -> None:

@@ -82,21 +82,21 @@ def test_a_server_is_asked_once_before_a_run() -> None:
 
 def test_local_weights_propose(tmp_path: Path) -> None:
     told = ProposeConfig(llm=f"hf:{save_tiny_chat(tmp_path / 'tiny')}")
-    proposer = proposer_of(told, TASK, None, "cpu", 0)
+    proposer = proposer_of(told, TASK, None, 0)
     assert proposer.count("abc") == 3 and proposer.model(0, [], tmp_path) is proposer.model(5, [], tmp_path)
-    assert proposer is proposer_of(told, TASK, None, "cpu", 1), "loaded once"
+    assert proposer is proposer_of(told, TASK, None, 1), "loaded once"
     with pytest.raises(UnsupportedModel, match=f"no folder '{tmp_path}/nowhere'"):
-        proposer_of(ProposeConfig(llm=f"hf:{tmp_path}/nowhere"), TASK, None, "cpu", 0)
+        proposer_of(ProposeConfig(llm=f"hf:{tmp_path}/nowhere"), TASK, None, 0)
     with pytest.raises(UnsupportedModel, match="no causal language model"):
-        proposer_of(ProposeConfig(llm=f"hf:{tmp_path}"), TASK, None, "cpu", 0)
+        proposer_of(ProposeConfig(llm=f"hf:{tmp_path}"), TASK, None, 0)
 
 
 def test_learning_proposers_are_made_for_each_lane(tmp_path: Path) -> None:
-    learning = proposer_of(ProposeConfig(llm="learn"), TASK, None, "cpu", 0)
+    learning = proposer_of(ProposeConfig(llm="learn"), TASK, None, 0)
     made = learning.model(0, [], tmp_path)
     texts = {made.complete(ask(seed)).text for seed in range(4)}
     assert len(texts) == 4 and all("class Net" in text for text in texts)
     told = ProposeConfig(llm=f"lora:{save_tiny_chat(tmp_path / 'tiny')}")
-    one, other = (proposer_of(told, TASK, None, "cpu", seed) for seed in (0, 1))
+    one, other = (proposer_of(told, TASK, None, seed) for seed in (0, 1))
     assert one is not other and one.model(0, [], tmp_path / "one").complete(ask(0)).answered
     one.close()

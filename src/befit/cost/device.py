@@ -73,8 +73,8 @@ class Timing:
     """Where the true median lies, as `median_interval` tells it."""
 
 
-def this_device(kind: str = "auto") -> Device:
-    """The device that `kind` names: "cpu", "cuda" (the current GPU), or "auto" (a GPU if there is one).
+def found_device(kind: str = "auto") -> Literal["cpu", "cuda"]:
+    """What `kind` names here: "cpu", "cuda" (the current GPU), or "auto" (a GPU if there is one).
 
     Raises `BefitError` for another word, or for "cuda" where torch finds no GPU.
     """
@@ -82,7 +82,12 @@ def this_device(kind: str = "auto") -> Device:
         raise BefitError(f"device {kind!r} is unknown; expected auto, cpu or cuda")
     if kind == "cuda" and not torch.cuda.is_available():
         raise BefitError(f"torch {torch.__version__} finds no CUDA device here; use device cpu or auto")
-    gpu = kind != "cpu" and torch.cuda.is_available()
+    return "cuda" if kind != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def this_device(kind: str = "auto") -> Device:
+    """The device that `kind` names, with its name, memory and software. Raises as `found_device`."""
+    gpu = found_device(kind) == "cuda"
     engine = f"torch {torch.__version__}, transformers {version('transformers')}"
     cores, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
     if not gpu:

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 import transformers
 from torch import LongTensor, Tensor, nn
 
-from befit.errors import BadData
+from befit.cost.device import found_device
 from befit.lm.corpus import Corpus, CorpusConfig, load_corpus, token_bytes
 from befit.lm.data import digest
 from befit.lm.documentation import PYTHON
@@ -120,7 +120,7 @@ def pretrain(config: PretrainConfig) -> Path:
 
     Raises `BadData` for packages that are not installed, too little text, or a token file of another kind.
     """
-    device = _device(config.device)
+    device = torch.device(found_device(config.device))
     corpus = load_corpus(config.corpus)
     torch.manual_seed(config.seed)
     model = build(config.hybrid or config.model, len(corpus.tokenizer))
@@ -224,12 +224,6 @@ def _groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
         {"params": [w for w in weights if w.ndim >= 2], "weight_decay": decay},
         {"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0},
     ]
-
-
-def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise BadData("parent: device cuda was asked for, but PyTorch sees no GPU; use --device cpu, which is slower")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _record(config: PretrainConfig, corpus: Corpus, trained: Trained, loss: float, model: Any) -> dict[str, Any]:

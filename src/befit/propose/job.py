@@ -1,14 +1,13 @@
 """What all proposals of one run share: the run directory, the images, the sandboxes, and the lanes in which they are made."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import product
 
-import torch
-
-from befit.errors import BefitError, RunConflict
+from befit.cost.device import found_device
+from befit.errors import RunConflict
 from befit.progress import Progress, silent
 from befit.propose import fitting
 from befit.propose.arms import arms_of
@@ -34,6 +33,10 @@ REDONE = (
 """Settings that may change in an existing run directory."""
 
 GIB = 2**30
+
+WORTH_A_GPU = 2.5e7
+"""Numbers in the training images, times epochs, from which training on a GPU pays: each candidate is a process of its own, whose
+CUDA takes about ten seconds to be ready, in which a CPU trains a small network on as many (benchmarks/sandbox_gpu.py)."""
 
 
 @dataclass(kw_only=True)
@@ -74,7 +77,7 @@ class ProposeJob:
             images = {data.source: data}
         else:
             images = {name: load_images(source, size=config.size) for name, source in config.datasets.items()}
-        training = training_of(config)
+        training = training_of(config, images.values())
         known = None if config.lemur is None else read_lemur(config.lemur, datasets=[*images], recipe=config.recipe)
         grid = product(range(config.seeds), images, arms)
         lanes = [lane_of(arm, name, seed, images[name], training, model) for seed, name, arm in grid]
@@ -146,11 +149,12 @@ class ProposeJob:
         self.run.stage("data", key, lambda folder: write_json(folder / "data.json", facts))
 
 
-def training_of(config: ProposeConfig) -> Training:
-    """How every proposal of a run is trained. Raises `BefitError` for a GPU that is not there."""
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise BefitError(f"no CUDA device: torch {torch.__version__} finds none here; use device cpu or auto")
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+def training_of(config: ProposeConfig, images: Iterable[Images]) -> Training:
+    """How every proposal of a run is trained; `device` auto trains on a GPU if one pays. Raises as `found_device`."""
+    device = found_device(config.device)
+    work = max(config.train.epochs * one.train.images.numel() for one in images)
+    if config.device == "auto" and config.train.seconds is None and work < WORTH_A_GPU:
+        device = "cpu"
     return Training(
         config=config.train,
         recipe=config.recipe,

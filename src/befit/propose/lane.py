@@ -113,7 +113,7 @@ def lane_of(arm: Arm, dataset: str, seed: int, images: Images, training: Trainin
             training=training_in_words(training),
             budget=config.budget or "",
         ),
-        proposer=Fixed(one=model) if model is not None else proposer_of(config, task, space, training.device, seed),
+        proposer=Fixed(one=model) if model is not None else proposer_of(config, task, space, seed),
         space=space,
         options=options,
     )

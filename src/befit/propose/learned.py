@@ -23,9 +23,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from befit.arch.space import Space
+from befit.cost.device import found_device
 from befit.errors import BadData
 from befit.propose import decoder
 from befit.propose.archive import Scored
@@ -132,7 +131,7 @@ class Learned:
     def __init__(self, config: LearnConfig, language: Language, *, seed: int, device: str = "auto") -> None:
         """Nothing is drawn or trained yet; `device` is auto (a CUDA device if there is one), cpu or cuda."""
         self.config, self.language, self.seed = config, language, seed
-        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.device = found_device(device)
         self.grammar: Model = Scripted(write=self._sample, name=f"samples:{language.name}")
         self._last: tuple[str, Decoder] | None = None
 

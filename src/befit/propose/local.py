@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from befit.cost.device import found_device
 from befit.errors import UnsupportedModel
 from befit.lm.training import sampled_checksum
 from befit.propose.models import Completion, Finish, Message, Price, Request, one_line
@@ -125,16 +126,17 @@ class LocalModel:
         return told if isinstance(told, int) else 1 << 20
 
 
-def load(path: str, *, device: str | None = None, dtype: str = "auto", price: Price | None = None) -> LocalModel:
-    """The model of a folder, or of this name on the hub, on the first CUDA device if there is one.
+def load(path: str, *, device: str = "auto", dtype: str = "auto", price: Price | None = None) -> LocalModel:
+    """The model of a folder, or of this name on the hub, on `device`, which is auto (a GPU if there is one), cpu or cuda.
 
-    Code that comes with a model is not run. Raises `UnsupportedModel` if it cannot be loaded.
+    Code that comes with a model is not run. Raises `UnsupportedModel` if it cannot be loaded, `BefitError` for a GPU that is
+    not there.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if path.startswith((".", "/")) and not Path(path).is_dir():
         raise UnsupportedModel(f"there is no folder {path!r}; give one with config.json, weights and a tokenizer")
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    place = found_device(device)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
         model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)

@@ -173,20 +173,20 @@ def local(path: str, device: str, price: Price | None) -> Fixed:
     return Fixed(one=loaded, tokens=loaded.count)
 
 
-def proposer_of(config: ProposeConfig, task: ImageTask, space: Space | None, device: str, seed: int) -> Proposer:
+def proposer_of(config: ProposeConfig, task: ImageTask, space: Space | None, seed: int) -> Proposer:
     """Who proposes in this arm. Raises `BefitError`, `BadData`, `IllegalArch` or `UnsupportedModel` if nobody can."""
     if config.llm == "grammar":
         return Fixed(one=Grammar(bounds_for(task, config.bounds), space))
     if config.llm == "learn":
         bounds = bounds_for(task, config.bounds)
         language = networks(bounds, recipe=config.recipe) if space is None else genomes(space)
-        return Learned(config.learn, language, seed=seed, device=device)
+        return Learned(config.learn, language, seed=seed, device=config.device)
     if config.llm.startswith("lora:"):
         from befit.propose.local import load
         from befit.propose.lora import Tuned
 
-        base = load(config.llm.removeprefix("lora:"), device=device, price=config.price)
+        base = load(config.llm.removeprefix("lora:"), device=config.device, price=config.price)
         return Tuned(base, config.tune, seed=seed)
     if config.llm.startswith("hf:"):
-        return local(config.llm.removeprefix("hf:"), device, config.price)
+        return local(config.llm.removeprefix("hf:"), config.device, config.price)
     return server(config)

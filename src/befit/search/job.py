@@ -14,6 +14,7 @@ from torch import nn
 from befit.arch.mobile import options_for
 from befit.arch.space import Arch
 from befit.budget import Budget
+from befit.cost.device import found_device
 from befit.cost.target import Target
 from befit.errors import BadBudget, BadData
 from befit.progress import Progress
@@ -95,8 +96,8 @@ class SearchJob:
             raise BadBudget(f"budget: {budget} is relative, but a search has no parent; give absolute bounds")
         images = data or images_for(config)
         blueprint, options = space_of(config, images, build)
+        device = found_device(config.device)
         run = enter()
-        device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
         return SearchJob(
             config=config,
             run=run,
