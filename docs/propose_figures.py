@@ -23,8 +23,15 @@ def propose_sections(folder: Path = RESULTS) -> dict[str, str]:
         "gate": gate_block,
         "learn_grammar": learn_block,
         "sandbox": sandbox_block,
+        "sandbox_gpu": gpu_block,
     }
-    titles = ("Fingerprints of proposals", "The gate against real training", "learn against the grammar", "The sandbox")
+    titles = (
+        "Fingerprints of proposals",
+        "The gate against real training",
+        "learn against the grammar",
+        "The sandbox",
+        "The sandbox with a GPU",
+    )
     found = {name: recorded(folder / f"{name}.json") for name in parts}
     return {
         title: write(found[name])
@@ -109,6 +116,35 @@ def sandbox_block(result: Mapping[str, Any]) -> str:
         f"{len(held)} of {len(result['protections'])} protections hold ({', '.join(result['mechanisms'])}). Building a network "
         f"takes {build['median_ms']:.0f} ms at the median ({build['ninth_tenth_ms']:.0f} ms for nine in ten), of which "
         f"{nothing['median_ms']:.0f} ms are the process itself.\n" + made_at(result)
+    )
+
+
+def gpu_block(result: Mapping[str, Any]) -> str:
+    """What held with a GPU let in, and what training a candidate there costs, beside the CPU."""
+    machine, found = result["machine"], result["protections"]
+    rows = []
+    for title, name in (("digits", "digits"), ("made-up images, 3 x 32 x 32", "larger")):
+        for device in ("gpu", "cpu"):
+            one = result[f"{device}_{name}"]
+            whole = min(run["whole_seconds"] for run in one["runs"])
+            fitted = min(run["seconds"] for run in one["runs"])
+            rows.append(
+                [
+                    f"{one['images']:,} {title}, {device.upper()}",
+                    str(one["epochs"]),
+                    f"{whole:.1f} s",
+                    f"{fitted:.1f} s",
+                    f"{fitted / one['epochs']:.2f} s",
+                ]
+            )
+    return (
+        f"`python benchmarks/sandbox_gpu.py` (one {machine['gpu']}, {machine['cores']} cores, torch {machine['torch']}): "
+        f"{len(found['all']) - len(found['not_enforced'])} of {len(found['all'])} protections hold with the GPU let in "
+        f"({', '.join(found['mechanisms'])}). Python and CUDA are up in {result['whole']['start_seconds']:.1f} s. "
+        "One candidate:\n\n"
+        + table(["training images", "epochs", "in all", "training", "an epoch"], rows)
+        + "\nTraining on the GPU contains the loading of its libraries and the choice of their algorithms.\n"
+        + made_at(result)
     )
 
 

@@ -4,8 +4,15 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from records import RESULTS, made_at
+from records import RESULTS, made_at, table
 
+NAMES = {
+    "first_ms": "every first token",
+    "decode_ms": "decode",
+    "tokens_per_s": "tokens/s",
+    "kv_tokens": "tokens that fit",
+    "weight_bytes": "bytes of weights",
+}
 SERVED = RESULTS / "vllm.json"
 NEAR = 0.1
 """Logits within which a gap recomputed on a CPU is one seen on a GPU."""
@@ -17,7 +24,10 @@ def serving_sections() -> dict[str, str]:
         return {}
     told = json.loads(SERVED.read_text())
     return {
-        "vLLM as the measuring device": f"{_where(told)}\n\n{_tokens(told)}\n\n{_models(told)}\n\n{_errors(told)}\n"
+        "vLLM as the measuring device": "\n\n".join(
+            write(told) for write in (_where, _tokens, _models, _errors, _solved)
+        )
+        + "\n"
         + made_at(told)
     }
 
@@ -92,34 +102,34 @@ def _models(told: Mapping[str, Any]) -> str:
 
 
 def _errors(told: Mapping[str, Any]) -> str:
-    names = {
-        "first_ms": "every first token",
-        "decode_ms": "decode",
-        "tokens_per_s": "tokens/s",
-        "kv_tokens": "tokens that fit",
-        "weight_bytes": "bytes of weights",
-    }
     rows = ["| prediction, each model by a fit to the others | median error | worst |", "|---|--:|--:|"]
     for work, found in told["leave_one_out"].items():
         entries = {"kv_tokens": found} if work == "kv_tokens" else found
         for name, error in entries.items():
             place = "" if work == "kv_tokens" else f", {work}"
-            rows.append(f"| {names[name]}{place} | {error['median']:.2%} | {error['worst']:.1%} |")
-    solved = told.get("errors")
-    note = (
-        "These were served with FlashAttention 3 and thus planned wrongly: layers with fewer KV heads than the first did only "
-        "part of a prompt's attention, and layers with more may have done too much. Prefill here is not what a right engine "
-        "does, the more so the longer the prompt. Each model was served once. Under the first workload, the first after a start, "
-        "some took over 1 ms a step longer than others near them; under the second none did, and decode is predicted within "
-        "a few per cent. To be measured again, with FlashAttention 2, the fastest of three runs, solved children "
-        "and the speed-up at a budget."
+            rows.append(f"| {NAMES[name]}{place} | {error['median']:.2%} | {error['worst']:.1%} |")
+    return "\n".join(rows)
+
+
+def _solved(told: Mapping[str, Any]) -> str:
+    """The solved children one by one, what all of them say, and the child that met its budget."""
+    works = [f"{work['batch']} x ({work['prompt']} + {work['generate']})" for work in told["workloads"]]
+    rows = []
+    for child in told["solved"]:
+        pairs = list(zip(child["predicted"]["workloads"], child["measured"]["workloads"], strict=True))
+        cells = [
+            f"{one[name]:,.0f} / {other[name]:,.0f}" for name in ("tokens_per_s", "first_ms") for one, other in pairs
+        ]
+        rows.append([f"`{child['budget']}`, {works[child['solved_at']]}", *cells])
+    titles = [f"{name}, {work}" for name in ("tokens/s", "first token, ms") for work in works]
+    errors = "; ".join(
+        f"{NAMES[name]} median {error['median']:.1%}, worst {error['worst']:.1%}"
+        for name, error in told["errors"].items()
     )
-    if solved:
-        note = f"{len(told['solved'])} solved children that were in no fit: " + "; ".join(
-            f"{names.get(name, name)} median {error['median']:.1%}, worst {error['worst']:.1%}"
-            for name, error in solved.items()
-        )
-    if solved and told.get("met"):
-        last = told["met"][-1]
-        note += f". A child solved for throughput>={last['wanted']}x, served {len(told['met'])} times: {last['speed_up']:.2f}x."
-    return "\n".join(rows) + f"\n\n{note}"
+    ups = ", then ".join(f"{one['speed_up']:.3f}x" for one in told["met"])
+    return (
+        f"{len(told['solved'])} solved children that were in no fit, predicted / measured:\n\n"
+        + table(["budget", *titles], rows)
+        + f"\nErrors of these predictions: {errors}. A child for `throughput>={told['met'][-1]['wanted']}x`, asked "
+        f"for anew until it is that fast as measured: {ups}."
+    )

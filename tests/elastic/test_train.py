@@ -313,6 +313,11 @@ def test_text_must_be_as_long_as_the_context(tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings(
+    "ignore:.*should not be instantiated:DeprecationWarning",  # torch's tracer warns of itself
+    "ignore:The .grad attribute of a Tensor:UserWarning",
+    "ignore:TensorFloat32 tensor cores:UserWarning",  # what is computed in fp32 is meant to be
+)
 @pytest.mark.parametrize("compile_", [False, True], ids=["plain", "compiled"])
 def test_it_trains_on_a_gpu(compile_: bool, tmp_path: Path) -> None:
     own = nested(gains=True)
