@@ -99,7 +99,6 @@ VAGUE_NAMES = {"util", "utils", "misc", "common", "helper", "helpers", "manager"
 TESTED_IN = {
     "__main__.py": "test_cli.py",
     "arch/task.py": "vision/test_cell.py",
-    "cli/evaluate.py": "lm/test_finished.py",
     "cli/images.py": "search/test_pipeline.py",
     "cli/language.py": "test_cli.py",
     "cli/runs.py": "test_cli.py",

@@ -3,42 +3,34 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from befit.cli.shown import quiet, show_lines, show_rows
 from befit.errors import BadData
 
+NAMES = tyro.constructors.PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="STR[,STR...]",
+    instance_from_str=lambda words: tuple(dict.fromkeys(filter(None, map(str.strip, words[0].split(","))))),
+    is_instance=lambda value: isinstance(value, tuple),
+    str_from_instance=lambda names: [",".join(names)],
+)
+"""One word with commas, so that what follows it is not taken for a name; each name counts once."""
+
 
 def eval_verb(arguments: Sequence[str]) -> None:
     """Put tasks to models and their parent: generated ones, or those of lm-evaluation-harness."""
-    from befit.lm.evaluation import TASKS
+    from befit.lm.evaluation import EvalConfig
 
-    @dataclass(frozen=True)
-    class Arguments:
-        """Put tasks to models and their parent, and compare them item by item."""
-
+    @dataclass(frozen=True, kw_only=True)
+    class Arguments(EvalConfig):
         models: tyro.conf.Positional[tuple[str, ...]]
         """A run directory (its parent, child and baselines), or checkpoints of any kind; befit:dense and befit:hybrid, too."""
-        tasks: str = ",".join(TASKS)
-        """Separated by commas: needle, tool_call, arithmetic are generated; others are of the harness, or .yaml files."""
+        tasks: Annotated[tuple[str, ...], NAMES] = EvalConfig.tasks  # its help is EvalConfig's, too
         parent: str | None = None
         """What checkpoints are compared with, or "none"; if not given, the parent of the run that the first lies in."""
-        items: int = 96
-        """Items of each generated task."""
-        levels: tuple[int, ...] = ()
-        """Levels of generated tasks instead of their own: tokens of needle, steps of arithmetic, tools of tool_call."""
-        write: bool = True
-        """Let models write answers, too; without, they choose among given ones, which is faster."""
-        limit: int | None = None
-        """Items of each task of the harness at most."""
-        shots: int | None = None
-        """Worked examples before each item of the harness; the task's own number if not given."""
-        task_data: str | None = None
-        """Folder with local data for tasks of the harness, such as arc_easy.jsonl."""
-        seed: int = 0
-        """Of generated items, and of the harness's choice of examples."""
         batch: int = 8
         """Rows that go through a model at once."""
         device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -50,36 +42,30 @@ def eval_verb(arguments: Sequence[str]) -> None:
         out: Path | None = None
         """File for the results as JSON; of a run they also go to its eval.json and its report."""
 
-    asked: Any = tyro.cli(Arguments, args=arguments, prog="befit eval")
-    quiet()
-    _evaluate(asked)
+    # A function, because tyro frames the errors of a dataclass that it is given; ours are for `befit.cli.main`.
+    def evaluate(asked: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
+        """Put tasks to models and their parent, and compare them item by item."""
+        quiet()
+        _evaluate(asked)
+
+    tyro.cli(evaluate, args=arguments, prog="befit eval")
 
 
 def _evaluate(asked: Any) -> None:
     from befit.cost.device import this_device
     from befit.lm.contender import Place
-    from befit.lm.evaluation import EvalConfig, evaluate_all, table_rows
+    from befit.lm.evaluation import evaluate_all, table_rows
     from befit.lm.finished import is_run, keep
     from befit.lm.precision import DTYPES
     from befit.progress import Bars
     from befit.rundir import write_json
 
-    config = EvalConfig(
-        tasks=tuple(dict.fromkeys(filter(None, (name.strip() for name in asked.tasks.split(","))))),
-        items=asked.items,
-        levels=asked.levels,
-        write=asked.write,
-        limit=asked.limit,
-        shots=asked.shots,
-        task_data=asked.task_data,
-        seed=asked.seed,
-    )
     device = this_device(asked.device).kind
     dtype = DTYPES[asked.dtype if asked.dtype != "auto" else "bf16" if device == "cuda" else "fp32"]
     place = Place(device=device, dtype=dtype, trust=asked.trust_remote_code, batch=asked.batch)
     contenders = _contenders(asked, place)
     with Bars() as progress:
-        found = evaluate_all(contenders, config, place, progress=progress)
+        found = evaluate_all(contenders, asked, place, progress=progress)
     show_rows(table_rows(found), "Tasks")
     show_lines(found["notes"])
     if asked.out is not None:

@@ -31,21 +31,21 @@ class EvalConfig:
     """What is asked."""
 
     tasks: tuple[str, ...] = TASKS
-    """Built-in tasks, or those of lm-evaluation-harness: by name, or as a .yaml file of your own."""
+    """Generated ones (needle, tool_call, arithmetic), those of lm-evaluation-harness, or .yaml files of your own."""
     items: int = 96
-    """Items of each built-in task, over all its levels."""
+    """Items of each generated task, over all its levels."""
     levels: tuple[int, ...] = ()
-    """Levels of difficulty of built-in tasks instead of their own: tokens of needle, steps of arithmetic, tools of tool_call."""
+    """Levels of generated tasks instead of their own: tokens of needle, steps of arithmetic, tools of tool_call."""
     write: bool = True
-    """Let models write answers, too, instead of choosing only."""
+    """Let models write answers, too; without, they choose among given ones, which is faster."""
     limit: int | None = None
     """Items of each task of the harness at most; none takes all."""
     shots: int | None = None
-    """Worked examples in front of each item of the harness; none takes what the task says."""
+    """Worked examples before each item of the harness; none takes the task's own number."""
     task_data: str | None = None
-    """Folder with the data of the harness's tasks; nothing is downloaded for those found there."""
+    """Folder with local data for tasks of the harness, such as arc_easy.jsonl; what is found there is not downloaded."""
     seed: int = 0
-    """Of generated items, and of the harness's examples."""
+    """Of generated items, and of the harness's choice of examples."""
 
     def __post_init__(self) -> None:
         if not self.tasks:
