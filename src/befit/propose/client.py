@@ -15,7 +15,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
@@ -133,7 +133,7 @@ class Server:
             start = time.monotonic()
             found = self._once(request)
             if isinstance(found, Completion):
-                return _with(found, seconds=time.monotonic() - begin, tries=tuple(tries))
+                return replace(found, seconds=time.monotonic() - begin, tries=tuple(tries))
             rest = max(found.wanted, self._rest(len(tries)) * (1 - jitter.random() / 2)) if found.again else 0.0
             if found.setting and found.setting not in self._unknown:
                 with self._lock:
@@ -234,10 +234,6 @@ class _Failure:
     """Seconds the server asks to wait."""
     setting: str = ""
     """The setting that the server does not know."""
-
-
-def _with(made: Completion, *, seconds: float, tries: tuple[Try, ...]) -> Completion:
-    return Completion(**{**vars(made), "seconds": seconds, "tries": tries})
 
 
 def _count(value: Any) -> int | None:

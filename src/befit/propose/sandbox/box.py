@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -271,13 +271,9 @@ def _result(told: Mapping[str, Any], folder: Path, expects: Mapping[str, Expecte
         if told["status"]:
             raise TrialFailed(_ending(told["status"], seen.output))
         value = read_answer(folder / candidate.ANSWER)
-        return _with(seen, ok=True, value=value, arrays=read_arrays(folder, expects))
+        return replace(seen, ok=True, value=value, arrays=read_arrays(folder, expects))
     except TrialFailed as error:
-        return _with(seen, reason=error.reason, message=str(error))
-
-
-def _with(seen: Result, **changed: Any) -> Result:
-    return Result(**{**vars(seen), **changed})
+        return replace(seen, reason=error.reason, message=str(error))
 
 
 def _ending(status: int, output: str) -> str:
