@@ -32,6 +32,42 @@ def serving_sections() -> dict[str, str]:
     }
 
 
+def served_block() -> str:
+    """The parent, the child that met its budget, and how good the predictions were: what the README says of vLLM."""
+    told = json.loads(SERVED.read_text())
+    parent = max(told["fit"], key=lambda entry: entry["measured"]["weight_bytes"])["measured"]
+    child = told["met"][-1]
+    rows = []
+    models = {"parent": parent, "parent, FlashAttention 3": told["parent_flash_attention_3"]}
+    for name, entry in (models | {"**child**": child["measured"]}).items():
+        run = entry["workloads"][0]
+        rows.append(
+            [
+                name,
+                f"{entry['weight_bytes'] / 1e9:.1f} GB",
+                f"{run['tokens_per_s']:,.0f} ({run['tokens_per_s'] / parent['workloads'][0]['tokens_per_s']:.2f}x)",
+                f"{run['first_ms']:,.0f} ms",
+                f"{run['each_token_ms']:.2f} ms",
+                f"{entry['kv_tokens'] / 1e6:.2f} M",
+            ]
+        )
+    work, speed, first = told["workloads"][0], told["errors"]["tokens_per_s"], told["errors"]["first_ms"]
+    return (
+        f"`throughput>={child['wanted']}x` for the shape of Llama-3.1-8B (made-up weights: this is about speed), "
+        f"{work['batch']} requests of {work['prompt']} + {work['generate']} tokens, in {_engine(told)} with "
+        f"FlashAttention 2 (why: [serving](docs/serving.md#attention-where-kv-heads-differ)) on one {told['device']['name']}:\n\n"
+        + table(["", "weights", "tokens/s", "every first token", "each token", "tokens that fit"], rows)
+        + f"\n{len(told['solved'])} solved children that were in no fit, two workloads: tokens/s predicted within "
+        f"{speed['worst']:.1%} ({speed['median']:.1%} at the median), first tokens within {first['worst']:.1%} "
+        f"({first['median']:.1%}).\n"
+    )
+
+
+def _engine(told: Mapping[str, Any]) -> str:
+    """vLLM and its version, without the settings."""
+    return str(told["device"]["engine"]).partition(",")[0]
+
+
 def _where(told: Mapping[str, Any]) -> str:
     device, starts = told["device"], [entry["measured"]["start_s"] for entry in told["fit"]]
     times = {1: "once each"}.get(

@@ -22,7 +22,7 @@ from records import RESULTS, made_at, recorded
 from scale_figures import scale_sections
 from search_figures import DEMO as SEARCH
 from search_figures import search_block, search_sections
-from serving_figures import serving_sections
+from serving_figures import served_block, serving_sections
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -45,6 +45,7 @@ def updated(
         "demo": NOTHING if summary is None else f"{block(summary)}\n{parent_line()}\n",
         "elastic": NOTHING if elastic is None else nested_block(elastic),
         "search": NOTHING if search is None else search_block(search),
+        "served": served_block(),
     }
     for name, text in blocks.items():
         readme = _replaced(readme, name, text)

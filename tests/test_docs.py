@@ -218,6 +218,9 @@ def test_figures_read_a_summary(figures: ModuleType) -> None:
     assert "The run took 22 s, most of it in library 9 s, score 8 s, heal 3 s, rank 2 s." in text
 
 
+BLOCKS = ("demo", "elastic", "search")
+
+
 def test_figures_need_their_place(figures: ModuleType) -> None:
     with pytest.raises(ValueError, match="demo:begin"):
         figures.updated("# befit\n", None)
@@ -225,6 +228,8 @@ def test_figures_need_their_place(figures: ModuleType) -> None:
         figures.updated("<!-- demo:begin --><!-- demo:end -->", None)
     with pytest.raises(ValueError, match="search:begin"):
         figures.updated("<!-- demo:begin --><!-- demo:end --><!-- elastic:begin --><!-- elastic:end -->", None)
+    with pytest.raises(ValueError, match="served:begin"):
+        figures.updated("".join(f"<!-- {name}:begin --><!-- {name}:end -->" for name in BLOCKS), None)
 
 
 def _nested(budget: float, kl: float, **more: Any) -> dict[str, Any]:
@@ -300,7 +305,7 @@ def test_figures_that_are_missing_are_left_out(figures: ModuleType, tmp_path: Pa
     found = figures.search_sections(tmp_path)
     assert list(found) == ["Counts of the cell network"]  # and nothing of what says that it must not be quoted
     assert "for 999 of 1,000 cells, and `numel` of the built network for 3 of 3" in found["Counts of the cell network"]
-    readme = "".join(f"<!-- {name}:begin --><!-- {name}:end -->" for name in ("demo", "elastic", "search"))
+    readme = "".join(f"<!-- {name}:begin --><!-- {name}:end -->" for name in (*BLOCKS, "served"))
     assert figures.updated(readme, None).count("No result is recorded yet.") == 3
 
 
