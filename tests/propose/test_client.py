@@ -12,7 +12,7 @@ import pytest
 
 from befit.errors import BadData
 from befit.propose.client import Server, ServerConfig
-from befit.propose.models import Completion, Message, Request
+from befit.propose.models import Completion, Message, Price, Request
 from chat_server import Reply, Seen, answer, error, free_port, serving
 
 ASK = Request(messages=(Message(role="system", content="s"), Message(role="user", content="u")), seed=4, stop=("END",))
@@ -37,7 +37,7 @@ def once(*replies: Reply, **settings: Any) -> Completion:
 
 
 def test_the_request_goes_over_as_it_is_and_the_answer_comes_back() -> None:
-    with asked([answer("class Net: ...")], price_read=1.0, price_written=10.0) as (server, seen):
+    with asked([answer("class Net: ...")], price=Price(read=1.0, written=10.0)) as (server, seen):
         found = server.complete(ASK)
         assert server.name == f"m at {seen.url}"
     assert seen.bodies == [
@@ -104,7 +104,7 @@ def test_a_server_may_be_told_more_and_is_another_model_then() -> None:
 def test_tokens_that_are_no_counts_are_unknown() -> None:
     body = json.loads(answer("x").body)
     for usage in (None, {"prompt_tokens": "many", "completion_tokens": -1}):
-        found = once(Reply(body=json.dumps({**body, "usage": usage}).encode()), price_read=1.0, price_written=1.0)
+        found = once(Reply(body=json.dumps({**body, "usage": usage}).encode()), price=Price(read=1.0, written=1.0))
         assert (found.prompt_tokens, found.completion_tokens, found.price) == (None, None, None)
 
 
@@ -233,7 +233,6 @@ def test_no_key_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
         {"timeout": 0.0},
         {"rest": 0.0},
         {"patience": -1.0},
-        {"price_read": 1.0},
         {"extra": "[1]"},
         {"extra": "{"},
     ],

@@ -55,10 +55,8 @@ class ServerConfig:
     """A JSON object with further fields of each request, in the server's own words: vLLM's `structured_outputs`, a template's
     `chat_template_kwargs`. `transformers serve` heeds temperatures only if the model's generation_config.json says
     do_sample, or this says so: {"generation_config": "{\"do_sample\": true}"}."""
-    price_read: float | None = None
-    """Price of a million tokens of prompt; None if unknown."""
-    price_written: float | None = None
-    """Price of a million tokens of answer; None if unknown."""
+    price: Price | None = None
+    """What its tokens cost; None if unknown."""
 
     def __post_init__(self) -> None:
         told = urlsplit(self.url)
@@ -74,9 +72,6 @@ class ServerConfig:
                 raise BadData(f"server: {name} must be above 0 seconds, got {getattr(self, name)!r}")
         if not self.patience >= 0:
             raise BadData(f"server: patience must be 0 seconds or more, got {self.patience!r}")
-        if (self.price_read is None) != (self.price_written is None):
-            raise BadData("server: give both prices per million tokens, read and written, or none")
-
         if not isinstance(self.fields, dict):
             raise BadData(f"server: extra must be a JSON object, got {one_line(self.extra, 80)}")
 
@@ -87,13 +82,6 @@ class ServerConfig:
             return json.loads(self.extra or "{}")
         except ValueError as error:
             raise BadData(f"server: extra must be a JSON object, got {one_line(self.extra, 80)}") from error
-
-    @property
-    def price(self) -> Price | None:
-        """Both prices, if known."""
-        if self.price_read is None or self.price_written is None:
-            return None
-        return Price(read=self.price_read, written=self.price_written)
 
 
 class Server:

@@ -148,7 +148,6 @@ def server(config: ProposeConfig) -> Fixed:
 
     if not config.model:
         raise BefitError(f"--llm {config.llm} is a server: --model NAME must say which of its models is meant")
-    price = config.price
     one = Server(
         ServerConfig(
             url=config.llm,
@@ -157,8 +156,7 @@ def server(config: ProposeConfig) -> Fixed:
             timeout=config.timeout,
             patience=config.patience,
             extra=config.extra,
-            price_read=price.read if price else None,
-            price_written=price.written if price else None,
+            price=config.price,
         )
     )
     return Fixed(one=one, elsewhere=True, end=one.close)
