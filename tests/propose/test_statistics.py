@@ -62,8 +62,6 @@ def test_all_tests_of_a_measure_are_corrected_together() -> None:
         (d, *pair) for d in (None, "x", "y") for pair in names
     ]
     assert [one["corrected"] for one in pairs] == pytest.approx(holm([one["p"] for one in pairs]))
-    first = compare(grid({"a": 0.4, "b": 0.5, "c": 0.6}, ("x",), 3), chance=0.1, against="first")
-    assert [(one["a"], one["b"]) for one in first["measures"]["best"]["pairs"]] == names[:2]
 
 
 def test_a_dataset_counts_once_however_many_networks_it_has() -> None:
@@ -102,8 +100,6 @@ def test_nothing_to_compare_is_no_error() -> None:
     assert told["measures"]["intention"] == {"arms": [], "pairs": []} and not told["attempts"]["equal"]
     (arm,) = compare([row("attempted", done=False), row()], chance=0.1)["measures"]["intention"]["arms"]
     assert arm["count"] == 1 and arm["mean"] == 0.5
-    with pytest.raises(BadData, match="all, first"):
-        compare([], chance=0.1, against="best")  # type: ignore[arg-type]
     with pytest.raises(BadData, match="no chance is given for 'digits'"):
         compare([row()], chance={})
 

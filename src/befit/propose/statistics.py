@@ -18,14 +18,12 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal, get_args
 
-from befit.errors import BadData
 from befit.propose import inference
 from befit.propose.funnel import by_run, chance_of, is_trained, is_unique, means, outcome
 from befit.propose.proposal import Proposal
 
 Measure = Literal["intention", "unique", "conditional", "best"]
 Units = Literal["runs", "attempts"]
-Against = Literal["all", "first"]
 
 Values = dict[str, dict[str, dict[int, float]]]
 """arm -> dataset -> seed (or place of the attempt) -> value."""
@@ -44,29 +42,24 @@ class _Pair:
     """A group for each dataset."""
 
 
-def compare(
-    rows: Sequence[Proposal], *, chance: float | Mapping[str, float], against: Against = "all", seed: int = 0
-) -> dict[str, Any]:
+def compare(rows: Sequence[Proposal], *, chance: float | Mapping[str, float], seed: int = 0) -> dict[str, Any]:
     """Compare the arms of a run; plain values for a summary.
 
     Args:
         rows: All proposals of all arms, datasets and seeds; those under way are left out.
         chance: Accuracy of the best guess without looking, 0 .. 1, for all datasets or for each.
-        against: Test all pairs of arms, or each against the first one (fewer tests, so a weaker correction).
         seed: Of the bootstrap.
 
     Returns:
         attempts: equal (whether every arm has as many on every dataset and seed), each (how many; None if unequal), counts.
-        units: "runs" or "attempts". level: of the intervals. against.
+        units: "runs" or "attempts". level: of the intervals.
         measures: for each name, arms (arm, mean, low, high, how, count, datasets) and pairs (a, b, dataset or None for the
         balanced mean, difference = b minus a, low, high, how, t, df, p, corrected, g, g_low, g_high). A value is None where
         the rows cannot tell: an arm without any value on a dataset, fewer than two values, no spread.
 
     Raises:
-        BadData: An unknown `against`, or a dataset without a chance.
+        BadData: A dataset without a chance.
     """
-    if against not in get_args(Against):
-        raise BadData(f"against must be one of {', '.join(get_args(Against))}, got {against!r}")
     done = [row for row in rows if row.done]
     runs = by_run(done)
     units = _units(runs)
@@ -76,11 +69,10 @@ def compare(
         "attempts": _attempts(rows),
         "units": units,
         "level": inference.LEVEL,
-        "against": against,
         "measures": {
             name: {
                 "arms": [_arm(arm, values[arm], seed) for arm in values],
-                "pairs": _tests(values, units, against, seed),
+                "pairs": _tests(values, units, seed),
             }
             for name, values in found.items()
         },
@@ -158,10 +150,10 @@ def _arm(arm: str, datasets: Mapping[str, Mapping[int, float]], seed: int) -> di
     }
 
 
-def _tests(values: Values, units: Units, against: Against, seed: int) -> list[dict[str, Any]]:
+def _tests(values: Values, units: Units, seed: int) -> list[dict[str, Any]]:
     """Every pair on all datasets, then on each; corrected together."""
     arms = list(values)
-    named = [(a, b) for a, b in combinations(arms, 2) if against == "all" or a == arms[0]]
+    named = list(combinations(arms, 2))
     datasets = list(values[arms[0]]) if arms else []
     wholes = [
         _Pair(a=a, b=b, dataset=None, before=list(values[a].values()), after=list(values[b].values())) for a, b in named
