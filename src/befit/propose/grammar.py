@@ -8,12 +8,12 @@ Four families: plain and residual convolutional networks, multilayer perceptrons
 
 from dataclasses import dataclass, field
 from random import Random
-from typing import Literal
+from typing import Literal, get_args
 
 from befit.errors import IllegalArch
 
 Family = Literal["cnn", "residual", "mlp", "attention"]
-FAMILIES: tuple[Family, ...] = ("cnn", "residual", "mlp", "attention")
+FAMILIES: tuple[Family, ...] = get_args(Family)
 ACTIVATIONS = ("ReLU", "GELU", "SiLU", "LeakyReLU", "Hardswish")
 DOWN = ("max", "avg", "stride")
 NORMS = ("batch", "group", "none")

@@ -6,26 +6,15 @@ Values only. The stages are those of the funnel, in the order of the gate; a pro
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from befit.propose.fingerprint import Keys
 
 Stage = Literal[
-    "attempted",
-    "returned",
-    "parsed",
-    "allowed",
-    "new-tree",
-    "built",
-    "in-budget",
-    "new-graph",
-    "trained",
-    "above-chance",
-]
-
-STAGES: tuple[Stage, ...] = (
     "attempted", "returned", "parsed", "allowed", "new-tree", "built", "in-budget", "new-graph", "trained", "above-chance",
-)  # fmt: skip
+]  # fmt: skip
+
+STAGES: tuple[Stage, ...] = get_args(Stage)
 """In order: a request was made; an answer came; it holds a network; the policy allows it; no earlier proposal has its tree; it
 can be built, run and trained; it keeps the budget; no earlier one has its operations; it was trained; it beats guessing."""
 
