@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from befit.errors import BadProposal
 from befit.propose.contract import NET, RECIPE_METHODS
+from befit.propose.names import dotted, paths
 
 _MODULES = """
 __future__ abc bisect cmath collections contextlib copy dataclasses decimal einops enum fractions functools heapq itertools
@@ -95,16 +96,20 @@ def lint(tree: ast.Module, *, recipe: bool) -> None:
     Raises:
         BadProposal: What in which line, and what to do instead (reason "policy").
     """
-    paths, own = dict[str, str](), set[str]()
     nodes = list(_reached(tree, recipe))
-    for node in nodes:
-        own |= _bound(node)
-        paths |= _imported(node)
+    own = {name for node in nodes for name in _bound(node)}
+    imports = {
+        name: path
+        for node in nodes
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name, path in paths(node)
+        if name not in own
+    }
     for statement in tree.body:
         if isinstance(statement, _WORK):
             _refuse(statement, "work at the top of the file", f"put it into {NET} or a function that {NET} calls")
     for node in nodes:
-        _look(node, paths, own)
+        _look(node, imports, own)
 
 
 def _reached(tree: ast.Module, recipe: bool) -> Iterator[ast.AST]:
@@ -139,20 +144,8 @@ def _bound(node: ast.AST) -> set[str]:
             return set()
 
 
-def _imported(node: ast.AST) -> dict[str, str]:
-    """Names that an import brings, with what they stand for."""
-    if isinstance(node, ast.Import):
-        return {one.asname or one.name.partition(".")[0]: _meant(one) for one in node.names}
-    if isinstance(node, ast.ImportFrom) and not node.level:
-        return {one.asname or one.name: f"{node.module}.{one.name}" for one in node.names}
-    return {}
-
-
-def _meant(one: ast.alias) -> str:
-    return one.name if one.asname else one.name.partition(".")[0]
-
-
-def _look(node: ast.AST, paths: dict[str, str], own: set[str]) -> None:
+def _look(node: ast.AST, imports: dict[str, str], own: set[str]) -> None:
+    """Refuse one node. `imports` has the dotted path of each imported name that is in no other way bound, as `own` are."""
     match node:
         case ast.Import(names=names):
             for one in names:
@@ -165,12 +158,12 @@ def _look(node: ast.AST, paths: dict[str, str], own: set[str]) -> None:
                     _refuse(node, f"from {module} import *", "name what is needed")
                 _check_import(node, module)
                 _check_path(node, f"{module}.{one.name}")
-        case ast.Name(id=name, ctx=ast.Load()) if name in NAMES and name not in own and name not in paths:
+        case ast.Name(id=name, ctx=ast.Load()) if name in NAMES and name not in own and name not in imports:
             _refuse(node, name, "a network needs no files, no code made of text and nobody to ask")
         case ast.Attribute(attr=name):
             if name in ATTRIBUTES:
                 _refuse(node, name, "call methods and functions by their plain names")
-            _check_path(node, _path(node, paths, own))
+            _check_path(node, dotted(node, imports) or "")
         case ast.Constant(value=str(text)) if text in ATTRIBUTES:
             _refuse(node, repr(text), "call methods and functions by their plain names")
         case _:
@@ -189,17 +182,6 @@ def _check_path(node: ast.AST, path: str) -> None:
         below = path.startswith(refused) if refused.endswith("._") else f"{path}.".startswith(f"{refused}.")
         if below:
             _refuse(node, path, instead)
-
-
-def _path(node: ast.expr, paths: dict[str, str], own: set[str]) -> str:
-    """The dotted path that an expression stands for; empty if it begins with no imported name."""
-    names = list[str]()
-    while isinstance(node, ast.Attribute):
-        names.append(node.attr)
-        node = node.value
-    if not isinstance(node, ast.Name) or node.id not in paths or node.id in own:
-        return ""
-    return ".".join([paths[node.id], *reversed(names)])
 
 
 def _refuse(node: ast.AST, what: str, instead: str) -> None:
