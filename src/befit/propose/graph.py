@@ -14,7 +14,6 @@ A network that looks at numbers while it runs (`if x.mean() > 0`) has no graph. 
 on the CPU instead.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +27,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from befit.errors import BadProposal
+from befit.propose.layout import hash_of
 from befit.propose.shapes import Shapes
 
 _COMMUTATIVE = {"add.Tensor", "mul.Tensor", "maximum.default", "minimum.default"}
@@ -163,7 +163,7 @@ class Tracing:
     @property
     def key(self) -> str:
         """32 hex digits for what was done in training and, if that was run too, in evaluation."""
-        return _digest(
+        return hash_of(
             "\n".join(["graph", *self._texts[0], *(line for text in self._texts[1:] for line in ("eval", *text))])
         )
 
@@ -180,7 +180,7 @@ class _Node:
 
     def __post_init__(self) -> None:
         parts = [one.below for one in self.takes]
-        self.below = _digest("\n".join([self.label, *(sorted(parts) if self.commutes else parts)]))
+        self.below = hash_of("\n".join([self.label, *(sorted(parts) if self.commutes else parts)]))
 
 
 class _Tracer(TorchDispatchMode):
@@ -210,7 +210,7 @@ class _Tracer(TorchDispatchMode):
     def node(self, tensor: Tensor) -> _Node:
         """The node that a tensor's present value comes from."""
         if id(tensor) not in self._made:
-            known = "" if tensor.is_meta else " " + _digest(str(tensor.detach().cpu().tolist()))
+            known = "" if tensor.is_meta else " " + hash_of(str(tensor.detach().cpu().tolist()))
             self._leaf(tensor, f"constant {_form(tensor)}{known}")
         node, made = self._made[id(tensor)]
         writer, changed = self._changed.get(_memory(tensor), (node, -1))
@@ -221,7 +221,7 @@ class _Tracer(TorchDispatchMode):
 
     def literal(self, tensor: Tensor, value: Any) -> None:
         """A tensor that was written out; on the meta device it has lost its value."""
-        self._leaf(tensor, f"constant {_form(tensor)} {_digest(repr(value))}")
+        self._leaf(tensor, f"constant {_form(tensor)} {hash_of(repr(value))}")
 
     def _leaf(self, tensor: Tensor, label: str) -> None:
         self._alive.append(tensor)
@@ -350,7 +350,3 @@ def _written(outputs: list[_Node]) -> list[str]:
 
 def _sides(node: _Node) -> list[_Node]:
     return sorted(node.takes, key=lambda one: one.below) if node.commutes else list(node.takes)
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
