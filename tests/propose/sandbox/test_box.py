@@ -267,8 +267,7 @@ def test_limits_are_checked() -> None:
         with pytest.raises(ValueError, match=f"{next(iter(wrong))}="):
             Limits(**wrong)
     with pytest.raises(TypeError):
-        Limits.from_json({"memory": 1})
-    assert Limits.from_json(Limits(processes=7).to_json()) == Limits(processes=7)
+        Limits(memory=1)  # type: ignore[call-arg]
 
 
 def test_names_of_files_and_tasks_are_checked(sandbox: Sandbox) -> None:

@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -164,7 +164,7 @@ class Sandbox:
             folder.mkdir(mode=0o700)
             try:
                 _write(folder, request, files or {})
-                told = self._ask({"folder": str(folder), "limits": limits.to_json(), "fresh": fresh}, limits)
+                told = self._ask({"folder": str(folder), "limits": asdict(limits), "fresh": fresh}, limits)
                 return _result(told, folder, expects or {})
             finally:
                 _remove(folder)

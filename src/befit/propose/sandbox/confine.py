@@ -12,7 +12,7 @@ import site
 import sys
 import sysconfig
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from befit.propose.sandbox import landlock, seccomp
@@ -79,10 +79,6 @@ class Plan:
 
     gpu: bool = False
     """NVIDIA's devices, and what their driver needs, are let in."""
-
-    def to_json(self) -> dict[str, int | bool]:
-        """As a plain dictionary."""
-        return asdict(self)
 
 
 @functools.cache

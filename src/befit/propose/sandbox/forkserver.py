@@ -41,7 +41,7 @@ def serve() -> None:
     readable(gpu=plan.gpu)  # found once, not by every candidate
     gc.collect()
     gc.freeze()  # the collector would otherwise write to, and so copy, every page that is shared with the candidates
-    _say({"plan": plan.to_json(), "threads": len(list(Path("/proc/self/task").iterdir()))})
+    _say({"plan": asdict(plan), "threads": len(list(Path("/proc/self/task").iterdir()))})
     number, spare = 0, _spare(plan)
     while line := sys.stdin.buffer.readline():
         number += 1
@@ -96,7 +96,7 @@ def _spare(plan: Plan) -> Spare:
 
 def _one(spare: Spare, request: dict[str, Any], user: int, keep: list[int]) -> dict[str, Any]:
     """Let the spare process be this candidate, watch it, say how it ended."""
-    limits, folder = Limits.from_json(request["limits"]), Path(request["folder"])
+    limits, folder = Limits(**request["limits"]), Path(request["folder"])
     if user:
         os.chown(folder, user, user)
     with os.fdopen(spare.orders, "w") as orders:
@@ -122,7 +122,7 @@ def _wait(plan: Plan, listening: int, writing: int) -> NoReturn:
 
 def _candidate(plan: Plan, request: dict[str, Any], writing: int) -> NoReturn:
     """Become the candidate: nothing open but what it prints to, an environment of its own, confined."""
-    limits, folder, user = Limits.from_json(request["limits"]), Path(request["folder"]), request["user"]
+    limits, folder, user = Limits(**request["limits"]), Path(request["folder"]), request["user"]
     code = SETUP_FAILED
     try:
         os.setsid()

@@ -1,7 +1,6 @@
 """What one candidate may use. Values only; `confine` and `watch` hold a candidate to them."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 
 MIB = 2**20
 START = {"start_seconds": 0, "gpu_bytes": 0}
@@ -49,12 +48,3 @@ class Limits:
             value, low = getattr(self, field.name), least.get(field.name, 1)
             if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value:
                 raise ValueError(f"{field.name}={value!r}: a number of at least {low} was expected")
-
-    def to_json(self) -> dict[str, float]:
-        """As a plain dictionary."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, told: Mapping[str, float]) -> "Limits":
-        """From `to_json`; an unknown key is a TypeError."""
-        return cls(**told)  # pyright: ignore[reportArgumentType]
