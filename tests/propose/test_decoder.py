@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from befit.errors import BadData
 from befit.propose import decoder
-from befit.propose.decoder import DecoderConfig, Row, Schedule
+from befit.propose.decoder import DecoderConfig, Schedule
 from befit.propose.elites import LEVELS
 from befit.propose.grammar import Bounds, draw
 from befit.propose.prompt import stripped
@@ -24,22 +24,22 @@ def test_any_text_is_written_and_read_back_exactly() -> None:
     odd = "x = 'ä — \t'\r\n\n\n        y=007 # <b>\n"
     for text in [*networks, odd, ""]:
         for level in (0, LEVELS - 1, decoder.UNSCORED):
-            ids = decoder.encode(tokenizer, Row(text=text, level=level))
+            ids = decoder.encode(tokenizer, text, level)
             assert tokenizer.convert_ids_to_tokens(ids[0]) == decoder.level_token(level)
             assert ids[-1] == tokenizer.eos_token_id and tokenizer.decode(ids[1:-1]) == text
-    lengths = [len(decoder.encode(tokenizer, Row(text=text))) for text in networks[:10]]
+    lengths = [len(decoder.encode(tokenizer, text)) for text in networks[:10]]
     assert max(lengths) < 200, "what all networks say takes few tokens"
 
 
 def test_digits_stand_alone_so_that_a_width_is_written_by_its_figures() -> None:
     tokenizer = decoder.make_tokenizer(TEXTS * 9, 400)
-    pieces = [tokenizer.decode(one) for one in decoder.encode(tokenizer, Row(text=TEXTS[2]))]
+    pieces = [tokenizer.decode(one) for one in decoder.encode(tokenizer, TEXTS[2])]
     assert "".join(pieces[-5:-2]) == "305" and len(pieces) <= 8
 
 
 def test_it_learns_a_few_texts_by_heart() -> None:
     tokenizer = decoder.make_tokenizer(TEXTS, 400)
-    rows = [decoder.encode(tokenizer, Row(text=text, level=place)) for place, text in enumerate(TEXTS)]
+    rows = [decoder.encode(tokenizer, text, place) for place, text in enumerate(TEXTS)]
     model = decoder.make_model(TINY, len(tokenizer), 0)
     loss = decoder.train(model, rows, [1.0] * 3, Schedule(steps=60, batch=6, lr=1e-2), 0)
     assert loss < 0.05
@@ -73,7 +73,7 @@ def test_weights_say_how_often_a_text_is_drawn() -> None:
 
 def test_training_depends_on_the_seed_alone() -> None:
     tokenizer = decoder.make_tokenizer(TEXTS, 400)
-    rows = [decoder.encode(tokenizer, Row(text=text)) for text in TEXTS]
+    rows = [decoder.encode(tokenizer, text) for text in TEXTS]
 
     def weights(seed: int) -> torch.Tensor:
         model = decoder.make_model(TINY, len(tokenizer), 0)
@@ -91,8 +91,8 @@ def test_it_is_saved_whole(tmp_path: Path) -> None:
     model = decoder.make_model(TINY, len(tokenizer), 3).eval()
     decoder.save(model, tokenizer, tmp_path)
     again, words = decoder.load(tmp_path)
-    ids = decoder.encode(words, Row(text=TEXTS[0], level=4))
-    assert ids == decoder.encode(tokenizer, Row(text=TEXTS[0], level=4))
+    ids = decoder.encode(words, TEXTS[0], 4)
+    assert ids == decoder.encode(tokenizer, TEXTS[0], 4)
     given = torch.tensor([ids])
     assert torch.equal(model(input_ids=given).logits, again.eval()(input_ids=given).logits)
 

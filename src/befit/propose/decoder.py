@@ -81,16 +81,6 @@ class Schedule:
             raise BadData(f"training of the decoder: impossible numbers in {self}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """A text to learn."""
-
-    text: str
-    """Source."""
-    level: int = UNSCORED
-    """0 .. 9, or `UNSCORED`."""
-
-
 def level_token(level: int) -> str:
     """How a level is written."""
     return "<|?|>" if level == UNSCORED else f"<|{level}|>"
@@ -147,9 +137,9 @@ def make_model(config: DecoderConfig, vocab: int, seed: int) -> Any:
         )
 
 
-def encode(tokenizer: Any, row: Row) -> list[int]:
-    """Token ids of a row: its level, its source, the end."""
-    return tokenizer(f"{level_token(row.level)}{row.text}{END}")["input_ids"]
+def encode(tokenizer: Any, text: str, level: int = UNSCORED) -> list[int]:
+    """Token ids of a row: the level (0 .. 9, or `UNSCORED`), the text, the end."""
+    return tokenizer(f"{level_token(level)}{text}{END}")["input_ids"]
 
 
 def train(model: Any, encoded: Sequence[Sequence[int]], weights: Sequence[float], plan: Schedule, seed: int) -> float:

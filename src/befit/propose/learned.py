@@ -26,9 +26,9 @@ from typing import Any
 from befit.arch.space import Space
 from befit.cost.device import found_device
 from befit.errors import BadData
-from befit.propose import decoder
+from befit.propose import decoder, genome
 from befit.propose.archive import Scored
-from befit.propose.decoder import DecoderConfig, Row, Schedule
+from befit.propose.decoder import DecoderConfig, Schedule
 from befit.propose.elites import LEVELS, pupils
 from befit.propose.grammar import Bounds, draw
 from befit.propose.local import LocalModel
@@ -119,7 +119,7 @@ def genomes(space: Space) -> Language:
     told = {name: list(one.options) for name, one in space.choices.items()}
     return Language(
         name=f"genomes:{digest(told)}",
-        sample=lambda rng: json.dumps(space.sample(rng).to_json(), indent=1),
+        sample=lambda rng: genome.shown(space.sample(rng)),
         plain=lambda text: json.dumps(json.loads(text), indent=1),
         mark="json",
     )
@@ -183,10 +183,10 @@ class Learned:
         begin = time.perf_counter()
         weights, tokenizer, replayed = self._warmed(folder)
         config, learners = self.config, pupils(rows, share=self.config.elite)
-        texts = [Row(text=self.language.plain(one.scored.text), level=one.level) for one in learners]
+        learned = [decoder.encode(tokenizer, self.language.plain(one.scored.text), one.level) for one in learners]
         weighed = [
             (row, config.elite_weight if one.elite else 1.0)
-            for one, row in zip(learners, [decoder.encode(tokenizer, row) for row in texts], strict=True)
+            for one, row in zip(learners, learned, strict=True)
             if len(row) <= config.decoder.context
         ]
         scale = (1 - config.replay) / (sum(weight for _, weight in weighed) or 1.0)
@@ -220,7 +220,7 @@ class Learned:
             write_json(temporary / RECORD, {"key": key, **told, "seconds": round(time.perf_counter() - begin, 3)})
 
     def _fitting(self, tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-        rows = [decoder.encode(tokenizer, Row(text=text)) for text in texts]
+        rows = [decoder.encode(tokenizer, text) for text in texts]
         return [row for row in rows if len(row) <= self.config.decoder.context]
 
     def _sample(self, _request: Request, rng: random.Random) -> Completion:

@@ -7,7 +7,6 @@ lora:PATH          the same, tuned on the best of its own answers (`befit.propos
 learn              a small decoder trained in place, then on its own elites (`befit.propose.learned`)
 """
 
-import json
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from befit.arch.space import Space
 from befit.arch.task import ImageTask
 from befit.budget import Budget
 from befit.errors import BefitError, IllegalArch
+from befit.propose import genome
 from befit.propose.archive import Scored
 from befit.propose.config import ProposeConfig
 from befit.propose.grammar import Bounds, draw
@@ -111,7 +111,7 @@ class Grammar:
 
     def _drawn(self, rng: random.Random) -> tuple[str, str]:
         if self.space is not None:
-            return json.dumps(self.space.sample(rng).to_json(), indent=1), "json"
+            return genome.shown(self.space.sample(rng)), "json"
         plan = draw(rng, self.bounds)
         return render(plan, Style.draw(rng)), "python"
 
