@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from befit.errors import BadProposal
-from befit.propose.graph import graph_of, traced
+from befit.propose.graph import Tracing
 
 IN = (2, 3, 8, 8)
 
@@ -25,7 +25,16 @@ class Of(nn.Module):
 
 
 def key(run: Callable[..., Tensor], *layers: Callable[[], nn.Module]) -> str:
-    return traced(lambda device: Of(run, *(make() for make in layers)), IN).key
+    return key_of(lambda device: Of(run, *(make() for make in layers)))
+
+
+def key_of(build: Callable[[torch.device], nn.Module], device: str = "meta") -> str:
+    tracing = Tracing(torch.device(device))
+    network = tracing.build(build)
+    for training in (True, False):
+        tracing.forward(network, IN, training=training)
+    assert not tracing.looked
+    return tracing.key
 
 
 def conv(*arguments: int, **more: int) -> Callable[[], nn.Module]:
@@ -49,7 +58,7 @@ def test_tied_weights() -> None:
             made.layers[1].weight = made.layers[0].weight  # type: ignore[assignment]
         return made
 
-    assert traced(lambda device: tied(device, True), IN).key != traced(lambda device: tied(device, False), IN).key
+    assert key_of(lambda device: tied(device, True)) != key_of(lambda device: tied(device, False))
 
 
 @pytest.mark.parametrize(
@@ -129,9 +138,10 @@ def test_initial_values_of_weights_do_not_count_and_those_of_buffers_do() -> Non
             return x * self.scale
 
     for buffer in (False, True):
-        keys = {traced(lambda device, v=value, b=buffer: Scaled(v, b), IN).key for value in (1.0, 2.0)}
+        keys = {key_of(lambda device, v=value, b=buffer: Scaled(v, b)) for value in (1.0, 2.0)}
         assert len(keys) == 1 + buffer
-        assert len({graph_of(Scaled(value, buffer), IN).key for value in (1.0, 2.0)}) == 1 + buffer
+        made = [Scaled(value, buffer) for value in (1.0, 2.0)]  # before anybody looked
+        assert len({key_of(lambda device, one=one: one, "cpu") for one in made}) == 1 + buffer
 
 
 def test_a_network_that_needs_numbers_to_be_built() -> None:
@@ -143,32 +153,25 @@ def test_a_network_that_needs_numbers_to_be_built() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x * self.rates[1]
 
-    assert traced(lambda device: Stepped(), IN).key == traced(lambda device: Stepped(), IN).key
+    assert key_of(lambda device: Stepped(), "cpu") == key_of(lambda device: Stepped(), "cpu")
+    with pytest.raises(RuntimeError, match="meta"):
+        key_of(lambda device: Stepped())
 
 
 def test_a_network_that_looks_at_numbers_has_no_graph() -> None:
     for run in (lambda x: x if x.mean() > 0 else -x, lambda x: x[x > 0]):
         with pytest.raises(BadProposal, match="looks at numbers"):
             key(run)
-        with pytest.raises(BadProposal, match="looks at numbers"):
-            graph_of(Of(run), IN)
+        tracing = Tracing(torch.device("cpu"))
+        tracing.forward(tracing.build(lambda device, run=run: Of(run)), IN, training=True)
+        assert tracing.looked
 
 
-def test_lazy_layers_and_counts() -> None:
-    made = traced(lambda device: nn.Sequential(nn.Flatten(), nn.LazyLinear(4)), IN)
-    assert made.params == 3 * 8 * 8 * 4 + 4
-    known = traced(lambda device: nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4)), IN)
-    assert made == known
+def test_lazy_layers_are_those_that_they_become() -> None:
+    made = key_of(lambda device: nn.Sequential(nn.Flatten(), nn.LazyLinear(4)))
+    assert made == key_of(lambda device: nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4)))
 
 
 def test_no_logits() -> None:
     with pytest.raises(BadProposal, match="forward gave"):
         key(lambda x: 3)  # type: ignore[arg-type, return-value]
-
-
-def test_tracing_leaves_a_module_as_it_was() -> None:
-    module = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2)).eval()
-    before = {name: one.clone() for name, one in module.state_dict().items()}
-    graph_of(module, IN)
-    assert not module.training
-    assert all(torch.equal(before[name], one) for name, one in module.state_dict().items())

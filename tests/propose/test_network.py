@@ -11,7 +11,8 @@ import torch
 
 from befit.cli import main
 from befit.errors import TrialFailed
-from befit.propose.network import USUAL, Hyperparameters, Maker, network, trace_source
+from befit.propose.inspection import inspected
+from befit.propose.network import USUAL, Hyperparameters, Maker, network
 from propose.pairs import BASE, edited
 
 IN, OUT = (2, 3, 32, 32), (10,)
@@ -70,7 +71,7 @@ def test_a_file_is_run_as_a_module_of_its_own() -> None:
 def test_a_network_lives_where_it_was_made() -> None:
     for device in ("cpu", "meta"):
         assert {one.device.type for one in network(BASE, ARGUMENTS, device).parameters()} == {device}
-    assert trace_source(BASE, IN, OUT).params == sum(
+    assert inspected(Maker(BASE, ARGUMENTS), IN, 10, recipe=False)["params"] == sum(
         one.numel() for one in network(BASE, ARGUMENTS, "cpu").parameters()
     )
 

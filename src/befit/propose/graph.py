@@ -43,67 +43,6 @@ _RANDOM = ("rand", "bernoulli", "normal", "dropout", "uniform", "multinomial", "
 _LOOKS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique", "equal", "is_nonzero")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Graph:
-    """What a network computes."""
-
-    key: str
-    """32 hex digits."""
-    operations: int
-    """Nodes that the logits depend on, in training."""
-    params: int
-    """All parameters of the module, used or not."""
-
-
-def graph_of(module: nn.Module, in_shape: tuple[int, ...]) -> Graph:
-    """Graph of a network that is built, for images of `in_shape` (N, C, H, W). Buffers count by value, where they have one.
-
-    Raises:
-        BadProposal: It does not give a tensor (reason "build"), or looks at numbers (reason "values").
-    """
-    own = [*module.parameters(), *module.buffers()]
-    before = [one.clone() for one in module.buffers()]
-    graph = _graph(module, Tracing(own[0].device if own else torch.device("cpu")), in_shape)
-    with torch.no_grad():
-        for one, value in zip(module.buffers(), before, strict=True):
-            one.copy_(value)  # running statistics have moved
-    return graph
-
-
-def traced(build: Callable[[torch.device], nn.Module], in_shape: tuple[int, ...]) -> Graph:
-    """Graph of the network that `build` makes on a device; no numbers are computed if it can be built without.
-
-    Raises:
-        BadProposal: As for `graph_of`. What building or running raises on the CPU is passed on.
-    """
-    try:
-        return _traced(build, in_shape, torch.device("meta"))
-    except (
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ):  # something asks for numbers, or it fails for a reason told better there
-        return _traced(build, in_shape, torch.device("cpu"))
-
-
-def _traced(build: Callable[[torch.device], nn.Module], in_shape: tuple[int, ...], device: torch.device) -> Graph:
-    tracing = Tracing(device)
-    return _graph(tracing.build(build), tracing, in_shape)
-
-
-def _graph(module: nn.Module, tracing: "Tracing", in_shape: tuple[int, ...]) -> Graph:
-    was_training = module.training
-    for training in (True, False):
-        tracing.forward(module, in_shape, training=training)
-        if tracing.looked:
-            raise BadProposal(
-                f"the network looks at numbers while it runs ({tracing.looked}): it has no one graph", reason="values"
-            )
-    module.train(was_training)
-    params = sum(one.numel() for one in module.parameters())
-    return Graph(key=tracing.key, operations=tracing.operations, params=params)
-
-
 class Tracing:
     """The making of one network and its forward passes, written down."""
 
@@ -154,11 +93,6 @@ class Tracing:
     def flops(self) -> int:
         """Of the last forward pass, 2 for a multiply-add, as PyTorch's own counter has them."""
         return self._tracer.flops
-
-    @property
-    def operations(self) -> int:
-        """Nodes that the logits depend on, in the first pass."""
-        return len(self._texts[0])
 
     @property
     def key(self) -> str:

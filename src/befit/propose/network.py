@@ -9,14 +9,11 @@ import warnings
 import zlib
 from collections.abc import Iterable, Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from befit.errors import TrialFailed
 from befit.propose.contract import HYPERPARAMETERS, NET
 from befit.propose.sandbox.candidate import SOURCE_NAME
-
-if TYPE_CHECKING:
-    from befit.propose.graph import Graph
 
 USUAL: Mapping[str, Any] = {"lr": 0.01, "momentum": 0.9, "batch": 64, "epoch": 1, "transform": "norm"}
 """Values of hyper-parameters that every file is given where nobody says others."""
@@ -88,10 +85,3 @@ def network(source: str, arguments: Mapping[str, Any], device: str) -> Any:
     import torch
 
     return Maker(source, arguments)(torch.device(device))
-
-
-def trace_source(source: str, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> "Graph":
-    """The operation graph of a file's text, run here and now."""
-    from befit.propose.graph import traced
-
-    return traced(Maker(source, {"in_shape": in_shape, "out_shape": out_shape, "prm": USUAL}), in_shape)
