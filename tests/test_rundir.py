@@ -94,6 +94,20 @@ def test_a_full_disk_is_named_and_what_was_there_stays(tmp_path: Path, monkeypat
     assert read_tensors(tmp_path / "t")["x"].item() == 0
 
 
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(RunConflict, match=r"file/new\.json cannot be written \(.*\); give another --out"):
+        write_json(tmp_path / "file" / "new.json", {})
+    with pytest.raises(RunConflict, match=r"folder cannot be written \(Is a directory\)"):
+        write_json(tmp_path / "folder", {})
+    with pytest.raises(RunConflict, match="file/new cannot be written"), replacing_folder(tmp_path / "file" / "new"):
+        pass
+    with pytest.raises(FileNotFoundError), replacing(tmp_path / "new.json"):
+        (tmp_path / "absent").read_text()  # what is read is not what is written
+    assert names(tmp_path) == ["file", "folder"] and (tmp_path / "file").read_text() == "old"
+
+
 def test_other_errors_of_the_system_keep_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_: int) -> None:
         raise OSError(errno.EIO, "broken disk")

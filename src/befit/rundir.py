@@ -39,12 +39,14 @@ def befit_version() -> str:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; what was written there takes its place when the block ends well.
 
-    Raises `DiskFull` instead of the system's error when there is no room; the old file stays as it was.
+    Raises `DiskFull` instead of the system's error when there is no room, `RunConflict` where nothing can be written; the old
+    file stays as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with _room_for(path, temporary):
+        path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with _room_for(path):
+        with _room_for(path, temporary):
             yield temporary
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
@@ -55,10 +57,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yield a new folder beside `path`; it takes its place when the block ends well. Raises `DiskFull` as `replacing`."""
+    """Yield a new folder beside `path`; it takes its place when the block ends well. Raises as `replacing` does."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with _room_for(path):
+        with _room_for(path, temporary):
             temporary.mkdir(parents=True)
             yield temporary
             shutil.rmtree(path, ignore_errors=True)
@@ -68,8 +70,11 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _room_for(path: Path) -> Iterator[None]:
-    """Turn the system's "no space left" into `DiskFull`, which safetensors reports as an error of its own."""
+def _room_for(path: Path, temporary: Path) -> Iterator[None]:
+    """Turn the system's "no space left" into `DiskFull`, which safetensors reports as an error of its own.
+
+    An error about `temporary` itself, or a folder above it, says that `path` cannot be written: that is a `RunConflict`.
+    """
     from safetensors import SafetensorError
 
     try:
@@ -77,6 +82,12 @@ def _room_for(path: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         code = error.errno if isinstance(error, OSError) else None
         if code != errno.ENOSPC and f"os error {errno.ENOSPC}" not in str(error):
+            if (
+                isinstance(error, OSError)
+                and error.filename is not None
+                and temporary.is_relative_to(str(error.filename))
+            ):
+                raise RunConflict(f"{path} cannot be written ({error.strerror}); give another --out") from error
             raise
         raise DiskFull(
             f"no room on the disk for {path}; free some space and run the same command again: "
