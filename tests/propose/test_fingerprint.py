@@ -100,15 +100,16 @@ def test_similarity() -> None:
     [
         ("x = ", "parse", "line 1"),
         ("class Net:\n  def f(self):\n x", "parse", "line 3"),
-        ("x = 1\0", "parse", "null"),
+        ("x = 1\0", "parse", "null bytes"),
         ("", "contract", "no class Net"),
         ("def Net(): ...", "contract", "in_shape"),
         ("class Net:\n  x = " + "(" * 500 + ")" * 500, "parse", "not Python"),
         ("class Net:\n  x = " + " + ".join("y" * 900), "parse", "too deeply"),
         ("class Net:\n  x = " + " + ".join("y" * 9000), "parse", "too deeply"),
+        ("x" * 200_001, "too-large", "at most 200,000"),
     ],
 )
 def test_what_is_no_proposal(source: str, reason: str, words: str) -> None:
     with pytest.raises(BadProposal, match=re.escape(words)) as caught:
         keys_of(source)
-    assert caught.value.reason == reason
+    assert caught.value.reason == reason and "line None" not in str(caught.value)

@@ -19,6 +19,7 @@ from befit.propose.models import Completion, Message
 from befit.propose.prompt import (
     EXAMPLE_BLOCK,
     EXAMPLE_HUNK,
+    QUOTED,
     Prompt,
     PromptConfig,
     Task,
@@ -225,6 +226,8 @@ def test_the_retry_shows_the_answer_and_what_was_wrong_with_it() -> None:
     assert found[2] == Message(role="assistant", content="```python\nx\n```")
     assert "expected 3 channels, got 1" in found[3].content and found[3].role == "user"
     assert again((), " ", "empty")[0].content == "(no answer)"
+    assert again((), "x" * QUOTED, "why")[0].content == "x" * QUOTED
+    assert len(again((), "x" * 10**6, "why")[0].content) < QUOTED + 20
 
 
 def test_code_is_shown_without_comments_docstrings_and_foreign_training() -> None:

@@ -14,7 +14,7 @@ from typing import Literal
 from befit.arch.space import Arch, Space
 from befit.errors import BadData, BadProposal
 from befit.propose import diff, genome
-from befit.propose.contract import NET
+from befit.propose.contract import LARGEST, NET
 from befit.propose.models import Completion, one_line
 
 Form = Literal["network", "search-replace", "unified", "genome"]
@@ -25,9 +25,6 @@ REASONS = (
     "no-diff", "bad-diff", "no-match", "ambiguous", "no-change", "no-genome", "bad-genome",
 )  # fmt: skip
 """Why an answer is no candidate. The first eight are the ways in which a call ends without one (see `models.Finish`)."""
-
-LARGEST = 200_000
-"""Characters of source above which a candidate is refused unread."""
 
 _THOUGHT = re.compile(r"<(/?)(?:think|thinking|thought|thoughts|reasoning|reflection)>", re.IGNORECASE)
 _FENCE = re.compile(r"(?P<indent>[ \t]*)(?P<mark>`{3,}|~{3,})[ \t]*(?P<language>[\w+#.-]*)[^`]*")

@@ -22,6 +22,9 @@ NET = "Net"
 HYPERPARAMETERS = "supported_hyperparameters"
 """Name of the module-level function of the recipe track."""
 
+LARGEST = 200_000
+"""Characters of source above which a file is refused unread: reading it would take seconds, and one without end minutes."""
+
 
 class Contract:
     """What a class `Net(torch.nn.Module)` must offer. Nothing here runs: the bodies are the documentation."""
@@ -75,15 +78,18 @@ def parse(source: str, *, recipe: bool = False) -> ast.Module:
     """The syntax tree of a proposal; `recipe` if it must bring its own training.
 
     Raises:
-        BadProposal: Not Python (reason "parse"), or without a class `Net` at the top, or without its training (reason
-            "contract").
+        BadProposal: Larger than `LARGEST` (reason "too-large"), not Python ("parse"), or without a class `Net` at the top or
+            without its training ("contract").
     """
+    if len(source) > LARGEST:
+        raise BadProposal(f"{len(source):,} characters of code; at most {LARGEST:,}", reason="too-large")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a backslash that escapes nothing, which models write often
             tree = ast.parse(source)
     except SyntaxError as error:
-        raise BadProposal(f"not Python: {error.msg} in line {error.lineno}", reason="parse") from None
+        where = "" if error.lineno is None else f" in line {error.lineno}"  # a null byte has none
+        raise BadProposal(f"not Python: {error.msg}{where}", reason="parse") from None
     except ValueError as error:  # a null byte
         raise BadProposal(f"not Python: {error}", reason="parse") from None
     except (RecursionError, MemoryError):

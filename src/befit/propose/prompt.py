@@ -149,9 +149,15 @@ def build(
     )
 
 
+QUOTED = 40_000
+"""Most characters of a refused answer that are sent back: an answer without end would make a prompt that no model takes."""
+
+
 def again(messages: Sequence[Message], answer: str, said: str) -> tuple[Message, ...]:
     """The conversation with a refused answer and, in one line, why it was refused: for the one retry."""
     text = without_thoughts(answer).strip() or "(no answer)"
+    if len(text) > QUOTED:
+        text = f"{text[:QUOTED]}\n(and so on)"
     why = f"This was refused: {' '.join(said.split())}\nAnswer once more, complete and in the same form, with this put right."
     return (*messages, Message(role="assistant", content=text), Message(role="user", content=why))
 
