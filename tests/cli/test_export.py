@@ -53,3 +53,17 @@ def test_an_image_network_goes_to_onnx_alone(
 ) -> None:
     assert main(["export", str(tmp_path), *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_an_embedded_parent_goes_into_the_folder_where_one_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", "befit:dense", "--to", "gguf", "--dtype", "q8_0"]) == 0
+    assert "serve   llama-server -m befit-dense.gguf" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["befit-dense.gguf"]
+
+
+def test_a_folder_that_is_not_there_is_said_to_be_absent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(tmp_path / "absent"), "--to", "gguf"]) == 2
+    assert f"{tmp_path / 'absent'} is not there" in capsys.readouterr().err

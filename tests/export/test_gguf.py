@@ -16,7 +16,7 @@ import llama_cpp
 import tiny
 from befit.arch.decoder import Attention, DecoderArch, Linear, Mamba
 from befit.elastic.cut import cut
-from befit.errors import UnsupportedModel
+from befit.errors import RunConflict, UnsupportedModel
 from befit.export.gguf import export_gguf, neighbours
 from befit.export.gguf_tokenizer import RULES, read_tokens
 from befit.lm.child import build, config_for, save
@@ -201,6 +201,19 @@ def test_what_llama_cpp_cannot_compute_is_refused_before_anything_is_written(cas
     with pytest.raises(UnsupportedModel, match=words):
         export_gguf(tmp_path, tmp_path / "child.gguf")
     assert not (tmp_path / "child.gguf").exists()
+
+
+def test_only_an_earlier_export_is_replaced(tmp_path: Path) -> None:
+    child(tmp_path / "child", "llama", SAME)
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "empty").touch()
+    with pytest.raises(RunConflict, match=r"notes.txt exists and is no GGUF file; give another --out"):
+        export_gguf(tmp_path / "child", tmp_path / "notes.txt")
+    with pytest.raises(RunConflict, match=r"is a folder, this export needs a file; give another --out, such as"):
+        export_gguf(tmp_path / "child", tmp_path)
+    for out in ("new.gguf", "new.gguf", "empty"):
+        export_gguf(tmp_path / "child", tmp_path / out)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:

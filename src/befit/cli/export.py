@@ -20,7 +20,8 @@ class Wanted:
     """Write a network for another engine: a language model for vLLM, llama.cpp or the hub, an image network as ONNX."""
 
     folder: tyro.conf.Positional[Path]
-    """A run of `befit puzzle` or its child, or a cut; or a run of `befit search` or its best/."""
+    """A run of `befit puzzle` or its child, a cut, a checkpoint, befit:dense or befit:hybrid; or a run of `befit search` or its
+    best/."""
     to: Literal["vllm", "gguf", "hf", "onnx"] | None = None
     """For a language model vllm (SGLang and TensorRT-LLM read it too), gguf (llama.cpp) or hf (with a model card); for an image
     network onnx."""
@@ -57,6 +58,8 @@ def export_verb(arguments: Sequence[str]) -> None:
         _refuse(images if to == "hf" else images | card, to)
         show_lines(_language(wanted, to))
         return
+    if not folder.expanduser().exists():
+        raise BefitError(f"{folder} is not there; give a run, or the folder of a checkpoint")
     if to not in (None, "onnx"):
         raise BefitError(f"{folder} holds no language model, which --to {to} needs; an image network goes --to onnx")
     _refuse(card | {"--dtype": wanted.dtype}, "onnx")
@@ -76,9 +79,12 @@ def _language(wanted: Wanted, to: str) -> list[str]:
     from befit.export.hf import export_hf
     from befit.export.language import open_language
     from befit.export.vllm import export_vllm
+    from befit.lm.parent import SHIPPED
 
     folder, dtype = wanted.folder, wanted.dtype
     found = open_language(folder).folder.resolve()
+    if str(folder) in SHIPPED:  # here, not inside of befit
+        found = Path(str(folder).replace(":", "-"))
     place = wanted.out or found.with_name(found.name + ENDINGS[to])
     if to == "vllm":
         made = export_vllm(folder, place, dtype=dtype)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from befit.arch.decoder import Attention, Block, Ffn, Linear, Mamba, NoOp
-from befit.errors import BefitError, UnsupportedModel
+from befit.errors import BefitError, RunConflict, UnsupportedModel
 from befit.export.gguf_tokenizer import Tokens, read_tokens
 from befit.export.language import Language, is_plain, open_language, present, uniform
 from befit.lm.checkpoint import Checkpoint
@@ -105,7 +105,8 @@ def export_gguf(source: Path | str, out: Path, *, dtype: str | None = None) -> G
     """Write the checkpoint in `source` (a run of `befit puzzle`, its child, a cut, a plain checkpoint) to the file `out`.
 
     `dtype`: fp32, fp16, bf16 or q8_0, by default that of the checkpoint. Raises `UnsupportedModel` with the reason, before
-    anything is written, for what llama.cpp cannot compute; `RunConflict` for a folder that is no checkpoint.
+    anything is written, for what llama.cpp cannot compute; `RunConflict` for a folder that is no checkpoint, and for an `out`
+    that is there and no GGUF file.
     """
     if find_spec("gguf") is None:
         raise BefitError("export to GGUF needs the library gguf: pip install 'befit[export]'")
@@ -113,6 +114,7 @@ def export_gguf(source: Path | str, out: Path, *, dtype: str | None = None) -> G
     dtype = dtype or found.dtype
     if dtype not in DTYPES:
         raise UnsupportedModel(f"a GGUF file's dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    _check_file(out)
     layers = present(found.arch)
     blocks = [found.arch.blocks[i] for i in layers]
     architecture = architecture_of(blocks, found)
@@ -128,6 +130,18 @@ def export_gguf(source: Path | str, out: Path, *, dtype: str | None = None) -> G
         kept=kept,
         size_bytes=out.stat().st_size,
     )
+
+
+def _check_file(out: Path) -> None:
+    """Raise `RunConflict` if `out` is anything but an earlier export."""
+    if out.is_dir():
+        raise RunConflict(
+            f"{out} is a folder, this export needs a file; give another --out, such as {out / 'child.gguf'}"
+        )
+    if out.exists() and out.stat().st_size:
+        with out.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise RunConflict(f"{out} exists and is no GGUF file; give another --out")
 
 
 def architecture_of(blocks: list[Block], source: Language) -> str:

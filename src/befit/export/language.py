@@ -21,6 +21,7 @@ from befit.lm.checkpoint import SHARD_BYTES, Checkpoint, write_shards
 from befit.lm.child import arch_of
 from befit.lm.families import FAMILIES, family_of
 from befit.lm.family import Family
+from befit.lm.parent import SHIPPED
 from befit.lm.precision import DTYPES
 from befit.rundir import read_json
 
@@ -76,18 +77,20 @@ class Language:
         return Checkpoint(self.folder, files, _plain_name)
 
 
-def is_language(folder: Path) -> bool:
-    """Whether `folder`, or the child in it, holds a language model and not an image network."""
+def is_language(source: Path | str) -> bool:
+    """Whether the folder `source`, or the child in it, holds a language model and not an image network."""
+    folder = _folder(source)
     files = [place / "config.json" for place in (folder / CHILD, folder)]
     return any(file.is_file() and "model_type" in read_json(file) for file in files)
 
 
 def open_language(source: Path | str) -> Language:
-    """Describe the checkpoint in `source`: a run of `befit puzzle` (whose child it is), or a checkpoint folder.
+    """Describe the checkpoint in `source`: a run of `befit puzzle` (whose child it is), a checkpoint folder, or "befit:dense" or
+    "befit:hybrid".
 
     Raises `RunConflict` if there is none, `UnsupportedModel` for another family or a feature befit does not keep.
     """
-    given = Path(source).expanduser()
+    given = _folder(source)
     folder = given / CHILD if (given / CHILD / "config.json").is_file() else given
     if not (folder / "config.json").is_file():
         raise RunConflict(
@@ -185,6 +188,10 @@ def carry(source: Path, folder: Path) -> None:
     for pattern in CARRIED:
         for file in source.glob(pattern):
             shutil.copy(file, folder / file.name)
+
+
+def _folder(source: Path | str) -> Path:
+    return SHIPPED.get(str(source)) or Path(source).expanduser()
 
 
 def _plain_name(stored: str) -> str:
