@@ -9,12 +9,12 @@ from random import Random
 
 import numpy as np
 
+from befit.propose.fitting import fit
 from befit.propose.grammar import Bounds, draw
 from befit.propose.rendering import Style, render
 from befit.propose.sandbox.answers import Expected
 from befit.propose.sandbox.box import Result, Sandbox
 from befit.propose.sandbox.limits import Limits
-from befit.propose.sandbox.tasks import train
 
 CLASSES = 10
 PRM = {"lr": 0.01, "momentum": 0.9}
@@ -234,19 +234,27 @@ def sources(count: int, seed: int) -> Iterator[tuple[str, str, tuple[int, int, i
 
 
 def trained(sandbox: Sandbox, source: str, in_shape: tuple[int, int, int, int]) -> Result:
-    """The truth: three real steps, the last with fewer images, then logits for images that were not trained on."""
+    """The truth: a pass over a few images as a run trains, then logits for images that were not trained on."""
     random = np.random.default_rng(0)
     images = random.normal(size=(2 * in_shape[0] + 3 + 6, *in_shape[1:])).astype("float32")
-    arguments = {"in_shape": in_shape, "out_shape": (CLASSES,), "prm": PRM, "epochs": 1, "batch": in_shape[0]}
+    channels = in_shape[1]
+    arguments = {
+        "in_shape": in_shape,
+        "out_shape": (CLASSES,),
+        "prm": PRM,
+        "mean": [0.0] * channels,
+        "std": [1.0] * channels,
+    }
+    training = {"epochs": 1, "batch": in_shape[0], "lr": PRM["lr"]}
     return sandbox.run(
-        train,
+        fit,
         source=source,
-        arguments={**arguments, "seed": 0, "device": "cpu"},
+        arguments={**arguments, "training": training, "recipe": False, "keep": False, "seed": 0, "device": "cpu"},
         files={
             "train_images": images[:-6],
             "train_labels": np.arange(len(images) - 6) % CLASSES,
-            "test_images": images[-6:],
+            "validation_images": images[-6:],
         },
-        expects={"logits": Expected(shape=(6, CLASSES), finite=False)},
+        expects={"validation": Expected(shape=(6, CLASSES), finite=False)},
         limits=Limits(wall_seconds=60),
     )

@@ -79,6 +79,27 @@ def test_the_files_own_training(sandbox: Sandbox, images: Images) -> None:
     assert judge(sandbox, "import torch" + SOURCE + RECIPE, images, wild, seed=0).reason == "nan"
 
 
+@pytest.mark.parametrize("recipe", [False, True])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("nn.Flatten(),", "nn.Unflatten(1, (1, 4)), nn.Flatten(),"),
+        ("return self.body(x)", "return self.body[4:](self.body[:3](x.view(x.shape)).view(len(x), -1))"),
+        ("return self.body(x)", "return self.body(x.view(len(x), -1).view(x.shape))"),
+        ("nn.Conv2d(channels, 4,", "nn.LazyConv2d(4,"),
+        ("nn.Linear(4 * height * width,", "nn.LazyLinear("),
+    ],
+)
+def test_how_networks_are_often_written(sandbox: Sandbox, old: str, new: str, recipe: bool) -> None:
+    """What runs with tensors of the usual layout, or finds its sizes in the first batch, can be trained."""
+    drawn = np.random.default_rng(0)
+    colours = from_arrays(drawn.integers(0, 255, (64, 3, 8, 8)).astype("uint8"), np.arange(64) % 2)
+    assert old in SOURCE
+    source = "import torch" + SOURCE.replace(old, new) + RECIPE
+    found = judge(sandbox, source, colours, replace(TRAINING, recipe=recipe, prm={**PRM, "lr": 0.01}), seed=0)
+    assert found.accuracy is not None, found.said
+
+
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [

