@@ -12,7 +12,7 @@ import torch
 from befit.cli import main
 from befit.errors import TrialFailed
 from befit.propose.inspection import inspected
-from befit.propose.network import USUAL, Hyperparameters, Maker, network
+from befit.propose.network import USUAL, Hyperparameters, Maker
 from propose.pairs import BASE, edited
 
 IN, OUT = (2, 3, 32, 32), (10,)
@@ -70,10 +70,11 @@ def test_a_file_is_run_as_a_module_of_its_own() -> None:
 
 def test_a_network_lives_where_it_was_made() -> None:
     for device in ("cpu", "meta"):
-        assert {one.device.type for one in network(BASE, ARGUMENTS, device).parameters()} == {device}
-    assert inspected(Maker(BASE, ARGUMENTS), IN, 10, recipe=False)["params"] == sum(
-        one.numel() for one in network(BASE, ARGUMENTS, "cpu").parameters()
-    )
+        made = Maker(BASE, ARGUMENTS)(torch.device(device))
+        assert {one.device.type for one in made.parameters()} == {device}
+        assert inspected(Maker(BASE, ARGUMENTS), IN, 10, recipe=False)["params"] == sum(
+            one.numel() for one in made.parameters()
+        )
 
 
 def test_hyperparameters() -> None:

@@ -78,10 +78,3 @@ class Maker:
         """`Net` with its weights on a torch.device."""
         with device:
             return self._class(*self._shapes, self.prm, device)
-
-
-def network(source: str, arguments: Mapping[str, Any], device: str) -> Any:
-    """The network on a device, made there from the start. Arguments and errors are those of `Maker`."""
-    import torch
-
-    return Maker(source, arguments)(torch.device(device))

@@ -16,12 +16,11 @@ import torch
 from torch import nn
 
 from befit.propose.sandbox import box
-from befit.propose.sandbox.answers import Expected, accuracy
 from befit.propose.sandbox.box import Sandbox
 from befit.propose.sandbox.candidate import name_of
 from befit.propose.sandbox.hostile import HOSTILE
 from befit.propose.sandbox.limits import MIB, Limits
-from befit.propose.sandbox.tasks import TINY, execute, inspect, train
+from befit.propose.sandbox.tasks import TINY, execute, inspect
 from befit.propose.sandbox.watch import children, descendants
 
 SHAPES = {"in_shape": (2, 3, 8, 8), "out_shape": (10,), "prm": {}}
@@ -65,25 +64,6 @@ def test_broken_networks_are_named_with_their_line(sandbox: Sandbox, change: tup
     result = sandbox.run(inspect, source=TINY.replace(*change), arguments=SHAPES)
     assert result.reason == "invalid"
     assert re.search(message, result.message), result.message
-
-
-def test_training_returns_predictions_and_the_score_is_made_here(sandbox: Sandbox) -> None:
-    """Two classes, told apart by the sign of the mean; the labels of the test images never enter."""
-    drawn = np.random.default_rng(0)
-    labels = drawn.integers(0, 2, 160)
-    images = (drawn.normal(size=(160, 1, 8, 8)) + 2 * labels[:, None, None, None] - 1).astype("float32")
-    source = "from torch import nn\nclass Net(nn.Sequential):\n    def __init__(self, a, b, prm, device):\n"
-    source += "        super().__init__(nn.Flatten(), nn.Linear(64, b[0]))\n"
-    arguments = {"in_shape": (32, 1, 8, 8), "out_shape": (2,), "prm": {"lr": 0.05}, "epochs": 3, "batch": 32}
-    result = sandbox.run(
-        train,
-        source=source,
-        arguments={**arguments, "seed": 0, "device": "cpu"},
-        files={"train_images": images[:120], "train_labels": labels[:120], "test_images": images[120:]},
-        expects={"logits": Expected(shape=(40, 2))},
-    )
-    assert result.ok, result.message
-    assert accuracy(result.arrays["logits"], labels[120:]) > 0.9
 
 
 @pytest.mark.parametrize(
