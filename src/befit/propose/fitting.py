@@ -9,9 +9,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
 from befit.errors import TrialFailed
 from befit.propose.network import Maker
 from befit.propose.sandbox.answers import ARRAYS
+from befit.propose.sandbox.candidate import ready
+from befit.vision.data import Images, Sealed, Split
+from befit.vision.training import EVALUATED, TrainConfig, augmentation, augmented
+from befit.vision.training import fit as fit_weights
 
 UNSEEN = ("validation", "test")
 """Images that are labelled: those of which there is a file NAME_images.npy."""
@@ -32,18 +41,11 @@ def fit(source: str, arguments: Mapping[str, Any], folder: Path) -> Mapping[str,
     Raises:
         TrialFailed: The loss left the numbers, the memory is full, time is over.
     """
-    import numpy as np
-    import torch
-    from safetensors.torch import save_file
-
-    from befit.vision.training import TrainConfig
-    from befit.vision.training import fit as fit_weights
-
     device, seed = torch.device(arguments["device"]), arguments["seed"]
     if device.type == "cuda":
         start_gpu(folder, arguments.get("gpu_bytes", 0))
     torch.manual_seed(seed)
-    images = _images(folder, arguments, np.load)
+    images = _images(folder, arguments)
     config = TrainConfig(**arguments["training"])
     made = Maker(source, arguments)
     network = made(device).to(device)
@@ -54,7 +56,7 @@ def fit(source: str, arguments: Mapping[str, Any], folder: Path) -> Mapping[str,
         _learn(network, made.prm, images, config, seed)
     else:
         epochs = fit_weights(network, images, config, device=device, seed=seed)
-    told = dict[str, Any]()
+    told = dict[str, Tensor]()
     for name in UNSEEN:
         if (file := folder / f"{name}_images.npy").exists():
             told[name] = _logits(network, torch.from_numpy(np.load(file)), images, device)
@@ -70,10 +72,6 @@ def start_gpu(folder: Path, most: int) -> str:
     Raises:
         TrialFailed: CUDA does not come up (reason "crash").
     """
-    import torch
-
-    from befit.propose.sandbox.candidate import ready
-
     try:
         torch.cuda.init()
         total = torch.cuda.mem_get_info()[1]
@@ -96,8 +94,6 @@ def state(source: str, arguments: Mapping[str, Any], _folder: Path) -> Mapping[s
     """What the network's weights consist of, in order, and the hyper-parameters it gets, those that it alone declares included:
     {"tensors": [[name, shape, number format], …], "prm": {name: value}}.
     """
-    import torch
-
     made = Maker(source, arguments)
     device = torch.device("cpu")
     network = made(device)
@@ -107,37 +103,28 @@ def state(source: str, arguments: Mapping[str, Any], _folder: Path) -> Mapping[s
     return {"tensors": tensors, "prm": dict(made.prm)}
 
 
-def _run_once(network: Any, arguments: Mapping[str, Any], device: Any) -> None:
+def _run_once(network: nn.Module, arguments: Mapping[str, Any], device: torch.device) -> None:
     """Some layers find their size in the first batch."""
-    import torch
-
     with torch.no_grad():
         network.eval()(torch.zeros(2, *arguments["in_shape"][1:], device=device))
 
 
 def warm() -> None:
-    """Import what training needs, once for all candidates."""
-    import befit.vision.checkpoint
-    import befit.vision.training  # noqa: F401
+    """Import what training needs beside this module, once for all candidates: genomes are built by it."""
+    import befit.vision.checkpoint  # noqa: F401
 
 
 class Batches:
     """What `learn` gets: one pass over the training images in a new order, like a DataLoader."""
 
-    def __init__(self, images: Any, config: Any, seed: int) -> None:
-        import torch
-
+    def __init__(self, images: Images, config: TrainConfig, seed: int) -> None:
         self.images, self.config = images, config
         self.generator = torch.Generator().manual_seed(seed)
 
     def __len__(self) -> int:
         return math.ceil(len(self.images.train) / self.config.batch)
 
-    def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        import torch
-
-        from befit.vision.training import augmentation, augmented
-
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         how, held = augmentation(self.images, self.config), self.images.train
         for rows in torch.randperm(len(held), generator=self.generator).split(self.config.batch):
             seeds = torch.rand(len(rows), 3, generator=self.generator)
@@ -145,7 +132,7 @@ class Batches:
             yield augmented(self.images.normalised(held.images[rows]), seeds, *how).contiguous(), held.labels[rows]
 
 
-def _learn(network: Any, prm: Any, images: Any, config: Any, seed: int) -> None:
+def _learn(network: Any, prm: Mapping[str, Any], images: Images, config: TrainConfig, seed: int) -> None:
     """The file's own training, for the epochs that all have; what it leaves must be numbers."""
     network.train_setup(prm)
     batches = Batches(images, config, seed)
@@ -156,13 +143,9 @@ def _learn(network: Any, prm: Any, images: Any, config: Any, seed: int) -> None:
         raise TrialFailed("weights are not numbers any more; a lower learning rate may help", reason="nan")
 
 
-def _images(folder: Path, arguments: Mapping[str, Any], load: Any) -> Any:
+def _images(folder: Path, arguments: Mapping[str, Any]) -> Images:
     """The training images as befit's training takes them; there is nothing to choose by or to test on."""
-    import torch
-
-    from befit.vision.data import Images, Sealed, Split
-
-    images, labels = (torch.from_numpy(load(folder / f"train_{name}.npy")) for name in ("images", "labels"))
+    images, labels = (torch.from_numpy(np.load(folder / f"train_{name}.npy")) for name in ("images", "labels"))
     train = Split(images=images, labels=labels)
     nothing = train.take(torch.zeros(0, dtype=torch.int64))
     return Images(
@@ -176,18 +159,12 @@ def _images(folder: Path, arguments: Mapping[str, Any], load: Any) -> Any:
     )
 
 
-def _logits(network: Any, unseen: Any, images: Any, device: Any) -> Any:
-    import torch
-
-    from befit.vision.training import EVALUATED
-
+def _logits(network: nn.Module, unseen: Tensor, images: Images, device: torch.device) -> Tensor:
     network.eval()
     with torch.no_grad():
         found = [network(images.normalised(part.to(device))).float().cpu() for part in unseen.split(EVALUATED)]
     return torch.cat(found).contiguous()
 
 
-def _bytes(held: Any) -> Any:
-    import torch
-
+def _bytes(held: Tensor) -> Tensor:
     return held.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
