@@ -209,6 +209,12 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_another_device_is_for_a_dry_run_alone(workshop: Path, refused: Refused) -> None:
+    message = refused(*tiny_run.command(workshop, workshop / "new", BUDGET), "--on=h200")
+    assert "--on h200 plans for another device" in message and "add --dry-run" in message
+    assert not (workshop / "new").exists()
+
+
 TABLE = {
     "layers": [
         {

@@ -11,7 +11,7 @@ import tyro
 
 from befit.cli.images import measure_space
 from befit.cli.shown import quiet, show_lines, show_rows
-from befit.errors import BadTable, RunConflict
+from befit.errors import BadData, BadTable, RunConflict
 
 
 def puzzle_verb(arguments: Sequence[str]) -> None:
@@ -31,6 +31,8 @@ def puzzle_verb(arguments: Sequence[str]) -> None:
     # `--score task:needle` is short for `--score.metric task:needle`.
     full = [re.sub(r"^--score(?=$|=)", "--score.metric", word) for word in arguments]
     asked = tyro.cli(Arguments, args=full, prog="befit puzzle")
+    if asked.on is not None and not asked.dry_run:
+        raise BadData(f"--on {asked.on} plans for another device, where nothing can run from here; add --dry-run")
     quiet()
     if asked.dry_run:
         from befit.puzzle.plan import plan
