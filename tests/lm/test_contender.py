@@ -48,4 +48,4 @@ def test_what_cannot_be_opened(parent: Path, tmp_path: Path) -> None:
     told = (tmp_path / "code" / "config.json").read_text().replace('"llama"', '"unheard_of"')
     (tmp_path / "code" / "config.json").write_text(told)
     with pytest.raises(UnsupportedModel, match="--trust-remote-code"):
-        place.speaker(checkpoint(str(tmp_path / "code"), place))
+        checkpoint(str(tmp_path / "code"), place)  # before anything is asked of other models

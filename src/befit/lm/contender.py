@@ -55,17 +55,19 @@ class Place:
 
 
 def checkpoint(source: str, place: Place, *, name: str | None = None) -> Contender:
-    """A checkpoint folder, a model of the hub, or one of befit's own (befit:dense, befit:hybrid); nothing is loaded yet.
+    """A checkpoint folder, a model of the hub, or one of befit's own (befit:dense, befit:hybrid). Of its files, its
+    configuration alone is read yet: what cannot be opened is told before another model has been asked for hours.
 
-    Raises `UnsupportedModel` if there is no such folder or model.
+    Raises `UnsupportedModel` if there is no such folder or model, or its configuration needs code that is not trusted.
     """
     folder = find(source)
     if not (folder / "config.json").is_file():
         raise UnsupportedModel(f"{source} has no config.json; give a checkpoint folder or a run directory")
+    config = _config(folder, place)
     return Contender(
         name=name or Path(source).name,
         source=source,
-        open=lambda: (_model(folder, place), tokenizer(folder, trust=place.trust)),
+        open=lambda: (_model(folder, config, place), tokenizer(folder, trust=place.trust)),
     )
 
 
@@ -76,15 +78,19 @@ def tokenizer(folder: Path, *, trust: bool = False) -> Any:
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
 
 
-def _model(folder: Path, place: Place) -> Any:
-    """Weights in the format that was asked for."""
+def _config(folder: Path, place: Place) -> Any:
+    """transformers' configuration of a checkpoint."""
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=place.trust)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=place.trust)
     except (ValueError, KeyError, OSError) as error:
         raise UnsupportedModel(
             f"{folder}/config.json is not one that transformers can read here ({error}); a checkpoint that brings code of "
             "its own needs --trust-remote-code"
         ) from error
+
+
+def _model(folder: Path, config: Any, place: Place) -> Any:
+    """Weights in the format that was asked for."""
     kind = MODELS.get(config.model_type)
     if kind is not None and kind.__name__ in (config.architectures or []):
         return load(folder, dtype=place.dtype)
