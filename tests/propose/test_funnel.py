@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tests.propose.proposals import row, run
 
 from befit.errors import BadData
-from befit.propose.funnel import arms, by_run, funnel, is_trained, leaders, means, plain, reasons, spent
+from befit.propose.funnel import arms, by_run, funnel, is_trained, leaders, lost, means, plain, reasons, spent
 from befit.propose.proposal import STAGES
 
 
@@ -95,3 +95,30 @@ def test_leaders_are_the_best_of_each_network_once() -> None:
     rows += [row(number=5, accuracy=0.4, source="3", params=1), row("allowed", number=6, accuracy=0.9, source="9")]
     assert [one["number"] for one in leaders(rows)] == [5, 4, 3, 2]
     assert [(one["proposed"], one["source"]) for one in leaders(rows, 1)] == [(0.4, "3")]
+
+
+def test_every_dataset_has_its_leaders() -> None:
+    rows = [
+        row(number=n, dataset=name, accuracy=0.01 * n + more, source=str(n))
+        for n in range(8)
+        for name, more in (("a", 0.5), ("b", 0.0))
+    ]
+    assert [(one["dataset"], one["number"]) for one in leaders(rows, 6)] == [
+        *(("a", n) for n in (7, 6, 5)),
+        *(("b", n) for n in (7, 6, 5)),
+    ]
+    assert len(leaders(rows, 4)) == 6  # never less than three each
+
+
+def test_what_was_lost_is_told_with_the_last_words_of_each_reason() -> None:
+    rows = [
+        row("returned", reason="parse", said="line 1"),
+        row("returned", reason="parse", said="line 2"),
+        row("trained", reason="chance", said="11%"),
+        row("returned", reason="empty", done=False),
+        row(),
+    ]
+    assert lost(rows) == [
+        {"reason": "parse", "count": 2, "said": "line 2"},
+        {"reason": "chance", "count": 1, "said": "11%"},
+    ]

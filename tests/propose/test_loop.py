@@ -25,6 +25,7 @@ from befit.propose.proposal import Proposal
 from befit.propose.proposers import Fixed
 from befit.propose.records import Records
 from befit.propose.sandbox.box import Sandbox
+from befit.propose.summary import lines
 from befit.vision.data import Images, from_arrays, load_images
 from befit.vision.training import TrainConfig
 from chat_server import answer, serving
@@ -453,3 +454,11 @@ def test_similar_reads_networks_and_genomes() -> None:
         > similar(scored(one), scored(one.replace(".relu()", "")))
     )
     assert similar(scored("{\n1\n}"), scored("{\n2\n}")) == 0.5
+
+
+def test_the_terminal_says_why_proposals_were_lost() -> None:
+    told = {"best": [], "run": "r", "lost": [{"reason": name, "count": 2, "said": "so " * 99} for name in "abcd"]}
+    none, *lost, report = lines(told)
+    assert "none" in none and report.startswith("report")
+    assert len(lost) == 3 and lost[0].startswith("lost    2 a: so so") and lost[1].startswith("        2 b: so so")
+    assert max(len(line) for line in lost) <= 108

@@ -66,6 +66,10 @@ def test_the_headline_says_what_was_found_and_of_how_many() -> None:
         "98.1 % of the test images and 98.5 % of the validation images right with 56.7 K parameters; "
         f"{funnel['new-graph']} new networks from {funnel['attempted']} proposals"
     )
+    summary["best"] = [{"dataset": "a", "test": 0.9812, "params": 9}, {"dataset": "b", "test": 0.5}]
+    assert plain(headline(summary)).startswith(
+        "98.1 % of the test images of a and 50.0 % of the test images of b right; "
+    )
     assert headline({"title": "T"}) == "T" and headline({}) == "No proposals yet"
     only = {"arms": [{"funnel": {"attempted": 1, "new-graph": 1}}]}
     assert plain(headline(only)) == "1 new network from 1 proposal"

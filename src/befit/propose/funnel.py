@@ -134,13 +134,27 @@ def plain(row: Proposal) -> dict[str, Any]:
     return {field.name: vars(row)[field.name] for field in fields(row) if field.name not in _LONG}
 
 
+def lost(rows: Sequence[Proposal]) -> list[dict[str, Any]]:
+    """For a summary, why proposals went no further: reason, count and what the last one was told, the most frequent first."""
+    gone = [row for row in rows if row.done and row.reason and row.stage != STAGES[-1]]
+    said = {row.reason: row.said for row in gone}
+    counts = sorted(Counter(row.reason for row in gone).items(), key=lambda one: (-one[1], one[0]))
+    return [{"reason": reason, "count": count, "said": said[reason]} for reason, count in counts]
+
+
 def leaders(rows: Sequence[Proposal], count: int = 10) -> list[dict[str, Any]]:
-    """For a summary, the networks that were most accurate when they were proposed, each once, with their source."""
+    """For a summary, the networks that were most accurate when they were proposed, each once, with their source.
+
+    Accuracies on different datasets cannot be compared: each dataset has as many of the `count` as the others, three or more.
+    """
     ranked = sorted(filter(is_trained, rows), key=lambda row: (-(row.accuracy or 0), row.params or 0, row.key))
-    once = {(row.dataset, row.graph or row.tree or row.source): row for row in reversed(ranked)}  # the best one stays
+    groups = {row.dataset: dict[str, Proposal]() for row in rows}
+    for row in ranked:
+        groups[row.dataset].setdefault(row.graph or row.tree or row.source, row)  # the best one stays
+    each = max(min(count, 3), count // max(1, len(groups)))
     return [
         {name: vars(row)[name] for name in ("arm", "dataset", "seed", "number", "params", "flops", "source")}
         | {"proposed": row.accuracy}
-        for row in ranked
-        if once[row.dataset, row.graph or row.tree or row.source] is row
-    ][:count]
+        for group in groups.values()
+        for row in list(group.values())[:each]
+    ]

@@ -2,6 +2,7 @@
 
 import platform
 import shlex
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from time import gmtime, strftime
@@ -13,7 +14,7 @@ from befit.cost.device import this_device
 from befit.propose.config import ProposeConfig
 from befit.propose.diversity import alike
 from befit.propose.finish import Best
-from befit.propose.funnel import arms, leaders, plain
+from befit.propose.funnel import arms, leaders, lost, plain
 from befit.propose.job import ProposeJob
 from befit.propose.judge import commonest
 from befit.propose.lemur_files import write_lemur
@@ -36,7 +37,7 @@ def record(job: ProposeJob, best: Mapping[str, Best]) -> dict[str, Any]:
         "kind": "proposals",
         "befit": befit_version(),
         "run": str(config.out),
-        "title": f"{config.arms or config.llm} for {', '.join(job.images)}: {config.budget or 'no budget'}",
+        "title": f"{config.arms or _proposer(config)} for {', '.join(job.images)}: {config.budget or 'no budget'}",
         "made": strftime("%Y-%m-%dT%H:%M:%SZ", gmtime()),
         "command": command_of(config),
         "device": {
@@ -50,6 +51,7 @@ def record(job: ProposeJob, best: Mapping[str, Best]) -> dict[str, Any]:
         "bounds": [{"cost": bound.cost, "op": bound.op, "value": bound.value} for bound in bounds],
         "arms": arms(rows, chances),
         "comparison": compare(rows, chance=chances) if config.arms.strip() else None,
+        "lost": lost(rows),
         "leaders": leaders(rows),
         "similarity": alike(rows),
         "rows": [plain(row) for row in rows],
@@ -64,6 +66,11 @@ def record(job: ProposeJob, best: Mapping[str, Best]) -> dict[str, Any]:
     write_json(job.run.folder / "summary.json", summary)
     write_report(summary, job.run.folder / "report.html")
     return summary
+
+
+def _proposer(config: ProposeConfig) -> str:
+    """Who proposes, where there are no arms."""
+    return config.llm if config.model is None else f"{config.model} at {config.llm}"
 
 
 def _data(job: ProposeJob, name: str) -> dict[str, Any]:
@@ -136,7 +143,9 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
     for one in summary["best"]:
         size = "" if one["params"] is None else f", {one['params']:,} parameters"
         told.append(f"best    {one['folder']}: test {one['test']:.2%}, validation {one['validation']:.2%}{size}")
-    lost = {reason for arm in summary["arms"] for reasons in arm["reasons"].values() for reason in reasons}
     if not summary["best"]:
-        told.append(f"best    none: no network could be trained ({', '.join(sorted(lost)) or 'nothing was proposed'})")
+        told.append("best    none: no network could be trained")
+    for place, one in enumerate(summary["lost"][:3]):
+        said = textwrap.shorten(f"{one['count']} {one['reason']}: {one['said']}", 100, placeholder=" …")
+        told.append(f"{'' if place else 'lost':8}{said}")
     return [*told, f"report  {Path(summary['run']) / 'report.html'}"]

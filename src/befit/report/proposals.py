@@ -30,7 +30,8 @@ def render(summary: Mapping[str, Any]) -> str:
 
 def headline(summary: Mapping[str, Any]) -> str:
     """The result in one sentence of plain text."""
-    best = next(iter(q.entries(summary.get("best"))), {})
+    results = q.entries(summary.get("best"))
+    best = next(iter(results), {})
     splits = (("test", "of the test images"), ("validation", "of the validation images"))
     right = [f"{q.accuracy(value)} {of}" for name, of in splits if (value := q.number(best.get(name))) is not None]
     tried, new = (_total(summary, stage) for stage in ("attempted", "new-graph"))
@@ -39,10 +40,16 @@ def headline(summary: Mapping[str, Any]) -> str:
         if tried
         else ""
     )
+    if len(results) > 1:  # each of another dataset
+        right = [
+            f"{q.accuracy(value)} of the test images of {one.get('dataset')}"
+            for one in results
+            if (value := q.number(one.get("test"))) is not None
+        ]
     if not right:
         return told or str(summary.get("title") or "No proposals yet")
     params = q.dig(_costed(best), "counted", "params")
-    size = f" with {q.amount(params)} parameters" if params is not None else ""
+    size = f" with {q.amount(params)} parameters" if params is not None and len(results) == 1 else ""
     return f"{frame.listed(right)} right{size}" + (f"; {told}" if told else "")
 
 
