@@ -12,10 +12,10 @@ from befit.propose.proposal import Known, Proposal
 OLD = Scored(number=-1, key="t-old", text="old", dataset="d", accuracy=0.9)
 ROW = Proposal(arm="", dataset="d", seed=0, number=0, done=True)
 ROWS = [
-    replace(ROW, number=0, tree="t0", graph="g0", recipe="r0", accuracy=0.5, source="zero"),
+    replace(ROW, number=0, stage="above-chance", tree="t0", graph="g0", recipe="r0", accuracy=0.5, source="zero"),
     replace(ROW, number=1, tree="t1", reason="build"),
     replace(ROW, number=2, tree="t2", graph="g0", recipe="r2", accuracy=0.5, same_as=0),
-    replace(ROW, number=3, tree="t3", graph="", accuracy=0.7, params=1234, source="three"),
+    replace(ROW, number=3, stage="above-chance", tree="t3", graph="", accuracy=0.7, params=1234, source="three"),
 ]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from befit.errors import BadProposal
 from befit.propose.archive import Scored
 from befit.propose.fingerprint import runs, similarity
-from befit.propose.funnel import is_trained
+from befit.propose.funnel import ranked
 from befit.propose.proposal import Proposal
 
 MOST = 200
@@ -29,8 +29,7 @@ def alike(rows: Sequence[Proposal], *, most: int = MOST, shown: int = SHOWN) -> 
     one most like it; None below two networks), names (arm, dataset, seed and number of the best) and matrix (of those,
     best first).
     """
-    trained = sorted((row for row in rows if is_trained(row)), key=lambda row: (-(row.accuracy or 0), row.key))
-    known = [(row, found) for row in trained[:most] if (found := _runs(row.source)) is not None]
+    known = [(row, found) for row in ranked(rows)[:most] if (found := _runs(row.source)) is not None]
     near = {pair: similarity(known[pair[0]][1], known[pair[1]][1]) for pair in combinations(range(len(known)), 2)}
     closest = [0.0] * len(known)
     for pair, value in near.items():

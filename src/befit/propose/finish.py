@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from befit.errors import TrialFailed
+from befit.propose.funnel import ranked
 from befit.propose.job import ProposeJob, in_shape
 from befit.propose.judge import Training, judge_best
 from befit.propose.proposal import Proposal
@@ -51,16 +52,9 @@ def keep_best(job: ProposeJob, sandbox: Sandbox) -> dict[str, Best]:
     return found
 
 
-def ranked(job: ProposeJob, dataset: str) -> list[Proposal]:
-    """The trained networks of a dataset, the best first; among equals the smaller, then the earlier one."""
-    rows = [row for lane in job.lanes if lane.dataset == dataset for row in lane.rows]
-    trained = [row for row in rows if row.accuracy is not None and row.same_as is None]
-    return sorted(trained, key=lambda row: (-(row.accuracy or 0.0), row.params or 0, row.number, row.arm, row.seed))
-
-
 def _best(job: ProposeJob, dataset: str, sandbox: Sandbox) -> Best | None:
     images, training = job.images[dataset], _final(job)
-    candidates = ranked(job, dataset)[:TRIED]
+    candidates = ranked(row for lane in job.lanes if lane.dataset == dataset for row in lane.rows)[:TRIED]
     told = [
         job.config.size,
         asdict(training),

@@ -13,7 +13,7 @@ assigned count, whatever became of them.)
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -34,6 +34,13 @@ def is_unique(row: Proposal) -> bool:
 def is_trained(row: Proposal) -> bool:
     """Whether it was trained itself and has an accuracy; a repeated network was not."""
     return STAGES.index(row.stage) >= _TRAINED and row.accuracy is not None
+
+
+def ranked(rows: Iterable[Proposal]) -> list[Proposal]:
+    """The networks that were trained, the best first; among equals the smaller, then the earlier one."""
+    return sorted(
+        filter(is_trained, rows), key=lambda row: (-(row.accuracy or 0.0), row.params or 0, row.number, row.key)
+    )
 
 
 def funnel(rows: Sequence[Proposal]) -> dict[str, int]:
@@ -147,9 +154,8 @@ def leaders(rows: Sequence[Proposal], count: int = 10) -> list[dict[str, Any]]:
 
     Accuracies on different datasets cannot be compared: each dataset has as many of the `count` as the others, three or more.
     """
-    ranked = sorted(filter(is_trained, rows), key=lambda row: (-(row.accuracy or 0), row.params or 0, row.key))
     groups = {row.dataset: dict[str, Proposal]() for row in rows}
-    for row in ranked:
+    for row in ranked(rows):
         groups[row.dataset].setdefault(row.graph or row.tree or row.source, row)  # the best one stays
     each = max(min(count, 3), count // max(1, len(groups)))
     return [

@@ -15,13 +15,13 @@ from befit.propose import genome
 from befit.propose.archive import Scored
 from befit.propose.arms import Arm
 from befit.propose.config import ProposeConfig
+from befit.propose.funnel import is_trained
 from befit.propose.judge import Training, guessing
 from befit.propose.models import Model
 from befit.propose.prompt import Task
 from befit.propose.proposal import Known, Proposal
 from befit.propose.proposers import Fixed, Proposer, proposer_of
 from befit.rundir import digest
-from befit.vision.blueprint import Blueprint
 from befit.vision.checkpoint import blueprint_of
 from befit.vision.data import Images
 
@@ -64,17 +64,16 @@ class Lane:
 
     def scored(self, before: int) -> list[Scored]:
         """The networks that were trained before proposal `before`, and those known from the start."""
-        rows = [row for row in self.rows if row.number < before and row.accuracy is not None and row.same_as is None]
-        return [*self.given, *(self._scored(row, row.accuracy) for row in rows if row.accuracy is not None)]
+        return [*self.given, *(self._scored(row) for row in self.rows if row.number < before and is_trained(row))]
 
-    def _scored(self, row: Proposal, accuracy: float) -> Scored:
+    def _scored(self, row: Proposal) -> Scored:
         text = genome.shown(self.space.arch(genome.arch_in(row.source))) if self.space is not None else row.source
         return Scored(
             number=row.number,
             key=row.graph or row.tree,
             text=text,
             dataset=self.dataset,
-            accuracy=accuracy,
+            accuracy=row.accuracy or 0.0,
             note="" if row.params is None else f"{row.params:,} parameters",
         )
 
@@ -98,8 +97,7 @@ class Lane:
 def lane_of(arm: Arm, dataset: str, seed: int, images: Images, training: Training, model: Model | None) -> Lane:
     """A lane in which nothing was proposed yet."""
     config, task = arm.config, images.task
-    blueprint, options = space_of(config, images)
-    space = blueprint.space if blueprint is not None else None
+    space, options = space_of(config, images)
     return Lane(
         arm=arm,
         dataset=dataset,
@@ -131,10 +129,10 @@ def training_in_words(training: Training) -> str:
     )
 
 
-def space_of(config: ProposeConfig, images: Images) -> tuple[Blueprint | None, Mapping[str, Any]]:
+def space_of(config: ProposeConfig, images: Images) -> tuple[Space | None, Mapping[str, Any]]:
     """The space of genomes and the options with which it was made; None where code is asked for."""
     if config.form != "genome":
         return None, {}
     small = min(images.task.height, images.task.width) < 16
     options = {"cell": {"cells": 1} if small else {}, "mobile": options_for(images.task)}[config.space]
-    return blueprint_of(config.space, options), options
+    return blueprint_of(config.space, options).space, options

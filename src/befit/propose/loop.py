@@ -26,6 +26,7 @@ from befit.propose.config import ProposeConfig
 from befit.propose.contract import contract_text
 from befit.propose.diversity import similar
 from befit.propose.finish import keep_best
+from befit.propose.funnel import is_trained
 from befit.propose.gate import Gate
 from befit.propose.job import ProposeJob
 from befit.propose.judge import judge
@@ -251,7 +252,7 @@ def charged(row: Proposal, made: Completion) -> Proposal:
 def notes(rows: Sequence[Proposal]) -> list[str]:
     """What is worth telling about earlier proposals, the most useful first."""
     told = list[str]()
-    scores = [row.accuracy for row in rows if row.accuracy is not None and row.same_as is None]
+    scores = [row.accuracy for row in rows if row.accuracy is not None and is_trained(row)]
     if scores:
         told.append(
             f"{len(scores)} networks were trained: the best has {max(scores):.1%}, the median {median(scores):.1%}."
