@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from befit.errors import BadData, BadProposal
-from befit.propose.fingerprint import keys_of
+from befit.propose.fingerprint import Keys, keys_of
 from befit.propose.funnel import is_trained
 from befit.propose.layout import hash_of
 from befit.propose.lemur_rows import METRIC, TASK, TRANSFORM
@@ -59,10 +59,10 @@ def write_lemur(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadData(f"{folder} is there already and not empty; give a new folder")
     prm = dict(prm or {})
-    trained = [row for row in rows if is_trained(row) and _is_network(row.source)]
+    trained = {row: keys for row in rows if is_trained(row) and (keys := _keys(row.source)) is not None}
     if not trained:
         raise BadData(f"there is no trained network among {len(rows)} proposals: nothing to write")
-    told = [_told(row, epochs, prm) for row in trained]
+    told = [_told(row, keys, epochs, prm) for row, keys in trained.items()]
     _tell_apart(told)
     groups = dict[tuple[str, str], list[dict[str, Any]]]()
     for line, row in zip(told, trained, strict=True):
@@ -88,16 +88,15 @@ def _tell_apart(told: Sequence[dict[str, Any]]) -> None:
             line["nn"] += f"-{hash_of(own)[:8]}"
 
 
-def _is_network(source: str) -> bool:
+def _keys(source: str) -> Keys | None:
+    """Its keys; None if it is no network's file."""
     try:
-        keys_of(source)
+        return keys_of(source)
     except BadProposal:
-        return False
-    return True
+        return None
 
 
-def _told(row: Proposal, epochs: int, prm: Mapping[str, Any]) -> dict[str, Any]:
-    keys = keys_of(row.source)
+def _told(row: Proposal, keys: Keys, epochs: int, prm: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "nn": f"befit-{keys.lemur}",
         "md5": keys.lemur,

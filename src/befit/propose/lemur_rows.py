@@ -107,8 +107,7 @@ def _of_database(
     for uid, name, value in ask("SELECT uid, name, value FROM prm"):
         prms.setdefault(str(uid), {})[str(name)] = value
     columns = "nn, dataset, accuracy, task, metric, epoch, transform, duration, prm"
-    names = [*columns.split(", ")[:-1], "prm"]
-    rows = [dict(zip(names, row, strict=True)) for row in ask(f"SELECT {columns} FROM stat ORDER BY id")]
+    rows = [dict(zip(columns.split(", "), row, strict=True)) for row in ask(f"SELECT {columns} FROM stat ORDER BY id")]
     statistics = [_statistic(row | {"prm": prms.get(str(row["prm"]), {})}, path) for row in rows]
 
     def code_of(name: str) -> str | None:
