@@ -65,13 +65,17 @@ def test_the_card_of_a_child(tmp_path: Path) -> None:
 
 def test_the_parents_layers_stand_beside(tmp_path: Path) -> None:
     told = summary()
-    told["parent"]["name"] = told["command"] = "/home/someone/llama"
+    told["parent"]["name"] = "/home/someone/llama"
+    told["command"] = (
+        "befit puzzle --parent /home/someone/llama --data '/home/someone/my texts.jsonl' --attention all,/2"
+    )
     told["parent"]["arch"] = {"blocks": [{"attention": {"kv_heads": 2, "window": None}, "ffn": {"width": 48}}] * 5}
     run(tmp_path, told)
     export_hf(tmp_path, tmp_path / "small")
     text = ModelCard.load(tmp_path / "small" / "README.md").text
     assert "| 2 | none | width 512 | attention, 2 KV heads | width 48 |" in text
     assert "the parent's licence applies" in text and "A child of llama," in text and "/home" not in text
+    assert "\nbefit puzzle --parent llama --data 'my texts.jsonl' --attention all,/2\n" in text
 
 
 @pytest.mark.parametrize(

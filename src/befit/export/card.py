@@ -18,6 +18,9 @@ SHIPPED = re.compile(r"befit")
 HUB = re.compile(r"[\w.-]+/[\w.-]+")
 """What a hub's name of a model looks like."""
 
+LOCAL_DATA = re.compile(r"(--data (?='[./~]|[./~])'?)(?:(?<=')[^']*|\S*)/")
+"""Where on its machine a run had its text, of which a card tells the last part."""
+
 COUNTED = ("params", "weight_bytes", "cache_bytes", "memory_bytes")
 TIMED = ("prefill_ms", "decode_ms", "latency_ms", "tokens_per_s")
 WORDS = {"params": "parameters", "weight_bytes": "weights", "cache_bytes": "cache", "tokens_per_s": "throughput"}
@@ -96,6 +99,7 @@ def puzzle_lines(summary: Mapping[str, Any]) -> Iterator[str]:
     )
     versions = ", ".join(f"{name} {version}" for name, version in summary["device"]["versions"].items())
     command = summary["command"].split(" --out ")[0].replace(str(parent["name"]), parent_name(summary))
+    command = LOCAL_DATA.sub(r"\1", command)
     yield f"```\n{command}\n```\n\nbefit {summary['befit']}, {versions}, {summary['made'][:10]}."
     if summary["notes"]:
         yield "\n" + "\n".join(f"- {note}" for note in summary["notes"])

@@ -61,7 +61,7 @@ def record(found: Findings) -> dict[str, Any]:
         "title": f"{job.parent.name}, {job.budget}",
         "made": strftime("%Y-%m-%dT%H:%M:%SZ", gmtime()),
         "seed": job.config.seed,
-        "command": _command(job),
+        "command": job.config.command(),
         "device": _device(job),
         "workload": _workload(job, chosen.batch),
         "budget": _budget(job, budget, _measured(own, chosen.arch, results["child"])),
@@ -231,8 +231,8 @@ def _notes(job: Job, chosen: Chosen, results: Mapping[str, Any], parent_batch: i
     notes = []
     if chosen.kl_sum > 0 and chosen.kl > 0:
         notes.append(
-            f"The scores of the child's layers add up to {chosen.kl_sum:.3g}; its true KL before healing is {chosen.kl:.3g}. "
-            "The sum ranks candidates, it does not predict."
+            f"On the text that chose the child, the scores of its layers add up to {chosen.kl_sum:.3g}; its true KL there, "
+            f"before healing, is {chosen.kl:.3g}. The sum ranks candidates, it does not predict."
         )
     if (rounds := job.config.rounds) > 1:
         notes.append(
@@ -324,10 +324,3 @@ def budget_lines(summary: Mapping[str, Any]) -> list[str]:
             f"{word_of(bound['cost'])} {bound['op']} {bound['given']}: {value} of {limit}, {held['kind']}, {kept}"
         )
     return lines
-
-
-def _command(job: Job) -> str:
-    """The command that asks for this run, as far as its main settings go; config.json has them all."""
-    parent = f' --parent "{job.config.parent}"' if job.config.parent else ""
-    rest = " --baselines" if job.config.baselines else ""
-    return f'befit puzzle{parent} --budget "{job.config.budget}"{rest} --out {job.config.out}'
