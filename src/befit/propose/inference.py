@@ -98,7 +98,7 @@ def holm(ps: Sequence[float]) -> list[float]:
     return corrected
 
 
-def hedges_g(a: Groups, b: Groups, *, level: float = LEVEL) -> Effect | None:
+def hedges_g(a: Groups, b: Groups) -> Effect | None:
     """The difference of balanced means (`b` minus `a`) in pooled standard deviations, without the bias of small samples.
 
     The interval is exact for normal values of equal variance (by the noncentral t distribution). None as for `welch`.
@@ -111,41 +111,37 @@ def hedges_g(a: Groups, b: Groups, *, level: float = LEVEL) -> Effect | None:
     scale = math.sqrt(sum(1 / len(group) for group in groups)) / len(a)
     d = (balanced_mean(b) - balanced_mean(a)) / pooled
     unbiased = math.exp(special.gammaln(df / 2) - special.gammaln((df - 1) / 2)) / math.sqrt(df / 2) if df > 1 else 0.0
-    tail = (1 - level) / 2
+    tail = (1 - LEVEL) / 2
     low, high = (unbiased * scale * _noncentrality(d / scale, df, share) for share in (1 - tail, tail))
     return Effect(g=unbiased * d, low=low, high=high)
 
 
-def interval(groups: Groups, *, seed: int = 0, level: float = LEVEL) -> Interval | None:
+def interval(groups: Groups, *, seed: int = 0) -> Interval | None:
     """Where the balanced mean may lie; None as for `welch`."""
     error = _error(groups, len(groups))
     if error is None:
         return None
     if min(map(len, groups)) < FEWEST:
-        return _student(balanced_mean(groups), *error, level)
+        return _student(balanced_mean(groups), *error)
     draws = _draws(groups, seed, 0)
-    return Interval(**_percentiles(draws, min(map(len, groups)), level), how="bootstrap")
+    return Interval(**_percentiles(draws, min(map(len, groups))), how="bootstrap")
 
 
-def interval_of_difference(
-    a: Groups, b: Groups, *, paired: bool = False, seed: int = 0, level: float = LEVEL
-) -> Interval | None:
+def interval_of_difference(a: Groups, b: Groups, *, paired: bool = False, seed: int = 0) -> Interval | None:
     """Where the difference of balanced means (`b` minus `a`) may lie; None as for `welch`.
 
     `paired`: the values of `a` and `b` at one place belong together, such as runs of one seed; groups are then as long in both.
     """
     if paired:
-        found = interval(
-            [[y - x for x, y in zip(*pair, strict=True)] for pair in zip(a, b, strict=True)], seed=seed, level=level
-        )
+        found = interval([[y - x for x, y in zip(*pair, strict=True)] for pair in zip(a, b, strict=True)], seed=seed)
         how = "paired bootstrap" if found and found.how == "bootstrap" else "t"
         return found and Interval(low=found.low, high=found.high, how=how)
     error, fewest = _error([*a, *b], len(a)), min(map(len, [*a, *b]))
     if error is None:
         return None
     if fewest < FEWEST:
-        return _student(balanced_mean(b) - balanced_mean(a), *error, level)
-    return Interval(**_percentiles(_draws(b, seed, 1) - _draws(a, seed, 0), fewest, level), how="bootstrap")
+        return _student(balanced_mean(b) - balanced_mean(a), *error)
+    return Interval(**_percentiles(_draws(b, seed, 1) - _draws(a, seed, 0), fewest), how="bootstrap")
 
 
 def _error(groups: Groups, count: int) -> tuple[float, float] | None:
@@ -167,8 +163,8 @@ def _variance(group: Sequence[float]) -> float:
     return math.fsum((value - mean) ** 2 for value in group) / (len(group) - 1)
 
 
-def _student(mean: float, variance: float, df: float, level: float) -> Interval:
-    reach = float(stats.t.ppf((1 + level) / 2, df)) * math.sqrt(variance)
+def _student(mean: float, variance: float, df: float) -> Interval:
+    reach = float(stats.t.ppf((1 + LEVEL) / 2, df)) * math.sqrt(variance)
     return Interval(low=mean - reach, high=mean + reach, how="t")
 
 
@@ -187,9 +183,9 @@ def _resampled(values: tuple[float, ...], seed: tuple[int, ...]) -> np.ndarray:
     )
 
 
-def _percentiles(draws: np.ndarray, count: int, level: float) -> dict[str, float]:
+def _percentiles(draws: np.ndarray, count: int) -> dict[str, float]:
     """The interval's ends; `count` values in the smallest group."""
-    wide = math.sqrt(count / (count - 1)) * stats.t.ppf((1 + level) / 2, count - 1)
+    wide = math.sqrt(count / (count - 1)) * stats.t.ppf((1 + LEVEL) / 2, count - 1)
     tail = float(stats.norm.sf(wide))
     low, high = np.quantile(draws, (tail, 1 - tail))
     return {"low": float(low), "high": float(high)}
