@@ -146,7 +146,7 @@ def question_of(job: ProposeJob, lane: Lane, number: int) -> Question:
         row,
         parent=shown.parent.number if shown.parent is not None else None,
         examples=prompt.examples,
-        dropped=len(prompt.dropped),
+        dropped=prompt.dropped,
         call_seconds=learning,
     )
     return Question(row=row, prompt=prompt, model=model)

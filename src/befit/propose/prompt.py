@@ -70,18 +70,6 @@ class PromptConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dropped:
-    """Something that did not fit."""
-
-    what: str
-    """example or note."""
-    number: int
-    """The proposal's, of an example; the place among the notes given, of a note."""
-    tokens: int
-    """What it would have taken."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Prompt:
     """A prompt, and what to read its answer with."""
 
@@ -95,8 +83,8 @@ class Prompt:
     """Numbers of the networks shown beside the parent, the most valuable first."""
     tokens: int = 0
     """By the count given; more than the budget if what must be there is more."""
-    dropped: tuple[Dropped, ...] = ()
-    """What did not fit."""
+    dropped: int = 0
+    """Examples and notes that did not fit."""
 
 
 def build(
@@ -123,29 +111,28 @@ def build(
     fixed = [_task(task), rules, _parent(shown.parent, parent, form), _ask(shown, form, config.chain_of_thought)]
     spent = sum(count(f"{one}\n\n") for one in (SYSTEM, NOTES, *fixed)) + 2 * MESSAGE_TOKENS
 
-    offered = [("note", place, f"- {' '.join(one.split())}") for place, one in enumerate(notes[: config.notes])]
-    offered += [("example", one.number, _example(one, form, config.recipe)) for one in shown.examples]
-    kept, dropped = list[tuple[str, int, str]](), list[Dropped]()
-    for what, number, text in offered:
+    offered = [(None, f"- {' '.join(one.split())}") for one in notes[: config.notes]]
+    offered += [(one.number, _example(one, form, config.recipe)) for one in shown.examples]
+    kept = list[tuple[int | None, str]]()
+    for number, text in offered:
         size = count(f"{text}\n\n")
-        if spent + size > config.tokens:
-            dropped.append(Dropped(what=what, number=number, tokens=size))
-        else:
+        if spent + size <= config.tokens:
             spent += size
-            kept.append((what, number, text))
-    told = [text for what, _, text in kept if what == "note"]
-    others = [text for what, _, text in kept if what == "example"]
+            kept.append((number, text))
+    told = [text for number, text in kept if number is None]
+    others = [(number, text) for number, text in kept if number is not None]
     # The best example stands last, next to the question: what is near counts most.
-    parts = [fixed[0], fixed[1], "\n".join([NOTES, *told]) if told else "", *reversed(others), *fixed[2:]]
+    learned = "\n".join([NOTES, *told]) if told else ""
+    parts = [*fixed[:2], learned, *(text for _, text in reversed(others)), *fixed[2:]]
     user = "\n\n".join(part for part in parts if part)
     messages = (Message(role="system", content=SYSTEM), Message(role="user", content=user))
     return Prompt(
         messages=messages,
         form=form,
         parent=parent,
-        examples=tuple(number for what, number, _ in kept if what == "example"),
+        examples=tuple(number for number, _ in others),
         tokens=sum(count(one.content) + MESSAGE_TOKENS for one in messages),
-        dropped=tuple(dropped),
+        dropped=len(offered) - len(kept),
     )
 
 
