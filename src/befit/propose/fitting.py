@@ -29,14 +29,13 @@ UNSEEN = ("validation", "test")
 def fit(source: str, arguments: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
     """Train `Net` on train_images.npy and train_labels.npy, then label the images of `UNSEEN` that there are.
 
+    The logits, float32 (N, classes), and the weights' bytes go into a file; there is nothing else to say.
+
     Args:
         source: Defines `Net`.
         arguments: in_shape, out_shape, prm; mean and std of each channel; training (fields of `TrainConfig`); seed, device;
             recipe (whether the file trains itself); keep (whether the weights are wanted, in the order of `state`).
         folder: The candidate's own.
-
-    Returns:
-        epochs, the passes over the images. The logits, float32 (N, classes), and the weights' bytes go into a file.
 
     Raises:
         TrialFailed: The loss left the numbers, the memory is full, time is over.
@@ -51,11 +50,10 @@ def fit(source: str, arguments: Mapping[str, Any], folder: Path) -> Mapping[str,
     network = made(device).to(device)
     if any(map(torch.nn.parameter.is_lazy, [*network.parameters(), *network.buffers()])):
         _run_once(network, arguments, device)
-    epochs = float(config.epochs)
     if arguments["recipe"]:
         _learn(network, made.prm, images, config, seed)
     else:
-        epochs = fit_weights(network, images, config, device=device, seed=seed)
+        fit_weights(network, images, config, device=device, seed=seed)
     told = dict[str, Tensor]()
     for name in UNSEEN:
         if (file := folder / f"{name}_images.npy").exists():
@@ -63,7 +61,7 @@ def fit(source: str, arguments: Mapping[str, Any], folder: Path) -> Mapping[str,
     if arguments["keep"]:
         told["weights"] = torch.cat([_bytes(held) for held in network.state_dict().values()])
     save_file(told, folder / ARRAYS)
-    return {"epochs": epochs}
+    return {}
 
 
 def start_gpu(folder: Path, most: int) -> str:
