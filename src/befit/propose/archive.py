@@ -81,9 +81,9 @@ class ArchiveConfig:
         if self.islands < 1:
             raise BadData(f"islands must be at least 1, got {self.islands}")
         if self.pick not in get_args(Pick):
-            raise BadData(f"archive: pick must be one of {', '.join(get_args(Pick))}, got {self.pick!r}")
+            raise BadData(f"pick must be one of {', '.join(get_args(Pick))}, got {self.pick!r}")
         if self.selection not in get_args(Selection):
-            raise BadData(f"archive: selection must be one of {', '.join(get_args(Selection))}, got {self.selection!r}")
+            raise BadData(f"selection must be one of {', '.join(get_args(Selection))}, got {self.selection!r}")
         if min(self.elite, self.migrate) < 1 or self.migrants < 0:
             raise BadData("archive: elite and migrate must be at least 1, migrants 0 or more")
         if not self.pressure >= 0 or not self.temperature > 0:

@@ -128,9 +128,8 @@ class ProposeConfig:
             raise BadData(f"retries must be 0 or 1, got {self.retries}")
         if not self.temperature >= 0 or not self.patience >= 0:
             raise BadData(f"temperature and patience must be 0 or more, got {self.temperature} and {self.patience}")
-        for name, kind in (("form", Form), ("pick", Pick), ("selection", Selection)):
-            if self.__dict__[name] not in get_args(kind):
-                raise BadData(f"{name} must be one of {', '.join(get_args(kind))}, got {self.__dict__[name]!r}")
+        if self.form not in get_args(Form):
+            raise BadData(f"form must be one of {', '.join(get_args(Form))}, got {self.form!r}")
         if self.llm not in PLAIN and not self.llm.startswith(("http://", "https://", "hf:", "lora:")):
             raise BadData(
                 f"llm must be grammar, learn, hf:PATH, lora:PATH or an address such as http://localhost:8000/v1, got {self.llm!r}"
@@ -141,12 +140,8 @@ class ProposeConfig:
             raise BadData("a genome has no training of its own: leave --recipe or --form genome out")
         if self.form == "genome" and self.lemur is not None:
             raise BadData("networks of LEMUR are no genomes: leave --lemur or --form genome out")
-        self._read()
-
-    def _read(self) -> None:
-        """What cannot be read is said at once."""
-        for _ in (self.archive, self.price, self.hyperparameters, self.bounds, self.datasets):
-            continue
+        # What cannot be read is said at once.
+        _ = self.archive, self.price, self.hyperparameters, self.bounds, self.datasets
 
     @property
     def archive(self) -> ArchiveConfig:

@@ -18,7 +18,6 @@ from befit.propose.funnel import arms, leaders, lost, plain
 from befit.propose.job import ProposeJob
 from befit.propose.judge import commonest
 from befit.propose.lemur_files import write_lemur
-from befit.propose.proposal import Proposal
 from befit.propose.statistics import compare
 from befit.report.page import write_report
 from befit.rundir import befit_version, replacing_folder, write_json
@@ -86,7 +85,7 @@ def _data(job: ProposeJob, name: str) -> dict[str, Any]:
 
 
 def _best(dataset: str, one: Best) -> dict[str, Any]:
-    row: Proposal = one.row
+    row = one.row
     return {
         "dataset": dataset,
         "arm": row.arm,
