@@ -15,6 +15,7 @@ from befit import rundir
 from befit.errors import DiskFull, RunConflict
 from befit.rundir import (
     Run,
+    alone,
     digest,
     read_config,
     read_json,
@@ -148,6 +149,29 @@ def test_another_configuration_is_refused_and_nothing_is_lost(tmp_path: Path) ->
     with pytest.raises(RunConflict, match="extra was None, now 3"):
         open_run(tmp_path, extra=3)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_of_groups_of_settings_only_what_differs_is_told(tmp_path: Path) -> None:
+    finish(open_run(tmp_path, train={"epochs": 1, "inner": {"lr": 0.1}}))
+    with pytest.raises(RunConflict, match=r"\(train.epochs was 1, now 8; train.inner.lr was 0.1, now None\)"):
+        open_run(tmp_path, train={"epochs": 8, "inner": {}})
+    with pytest.raises(RunConflict, match="holds a run of another kind; give another --out"):
+        open_run(tmp_path, verb="search")
+
+
+def test_a_run_is_held_by_one_process_and_freed_with_it(tmp_path: Path) -> None:
+    with alone(tmp_path / "run"):
+        with (
+            pytest.raises(RunConflict, match=r"another process is at work on .*run; wait for its end"),
+            alone(tmp_path / "run"),
+        ):
+            pass
+        write_text(tmp_path / "run" / "kept", "x")
+    with alone(tmp_path / "run"), alone(tmp_path / "other"):
+        pass
+    assert names(tmp_path) == ["run"]  # nothing was written into the other
+    with alone(tmp_path / "run" / "kept"), alone(tmp_path / "run" / "kept" / "below"):
+        pass  # a place that cannot be written is told by who writes
 
 
 def test_a_run_without_a_finished_stage_may_be_replaced(tmp_path: Path) -> None:

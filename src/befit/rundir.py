@@ -5,13 +5,14 @@ is kept under a key made from everything that went into it; a stage whose key is
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -132,6 +133,38 @@ def read_tensors(path: Path) -> dict[str, Any]:
     return load_file(path)
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold a run directory, made if it is not there: two processes in one run would do, and pay for, everything twice.
+
+    The system lets go of it when the process ends, however it ends; where the file system has no such locks, nothing is held.
+    Raises `RunConflict` if another process holds it.
+    """
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:  # whoever writes the first file says what is wrong with this place
+        yield
+        return
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(held)
+        raise RunConflict(f"another process is at work on {folder}; wait for its end, or give another --out") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS):
+            os.close(held)
+            raise
+    try:
+        yield
+    finally:
+        if made:
+            with suppress(OSError):  # a run that was refused leaves nothing
+                folder.rmdir()
+        os.close(held)
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """The configuration of a run. Raises `RunConflict` if the folder holds none that can be read."""
     try:
@@ -171,6 +204,14 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     return value
 
 
+def _changes(name: str, old: Any, new: Any) -> list[str]:
+    """What differs between two settings, each in a few words; of groups of settings, only those that do."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        inner = sorted({*old, *new})
+        return [one for k in inner for one in _changes(f"{name}.{k}", old.get(k), new.get(k))]
+    return [] if old == new else [f"{name} was {old!r}, now {new!r}"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """One step of a run, for the record."""
@@ -206,7 +247,9 @@ class Run:
             old = read_config(folder)
             differing = [k for k in sorted({*old, *config}) if k not in may_change and old.get(k) != config.get(k)]
             if differing and any(folder.glob("stages/*/done.json")):
-                shown = "; ".join(f"{k} was {old.get(k)!r}, now {config.get(k)!r}" for k in differing)
+                if old.get("verb") != config.get("verb"):
+                    raise RunConflict(f"{folder} holds a run of another kind; give another --out")
+                shown = "; ".join(one for k in differing for one in _changes(k, old.get(k), config.get(k)))
                 raise RunConflict(
                     f"{folder} holds a run with another configuration ({shown}); "
                     "give another --out, or the old values to continue it"
