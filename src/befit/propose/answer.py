@@ -5,16 +5,14 @@ the middle. What they meant is taken where there is no doubt about it; everythin
 one line that tells the model what to do better. `read` raises nothing, whatever the text.
 """
 
-import ast
 import re
-import warnings
 from dataclasses import dataclass
 from typing import Literal
 
 from befit.arch.space import Arch, Space
 from befit.errors import BadData, BadProposal
 from befit.propose import diff, genome
-from befit.propose.contract import LARGEST, NET
+from befit.propose.contract import LARGEST, NET, parse
 from befit.propose.models import Completion, one_line
 
 Form = Literal["network", "search-replace", "unified", "genome"]
@@ -54,8 +52,6 @@ class Block:
 
     text: str
     """What is inside, without the fence's own indentation."""
-    language: str = ""
-    """What the fence is marked with."""
     closed: bool = True
     """Whether its end was written."""
 
@@ -132,18 +128,7 @@ def blocks(text: str, *, restart: bool = False) -> list[Block]:
 def _block(lines: list[str], opened: re.Match[str], *, closed: bool) -> Block:
     indent = opened["indent"]
     text = "\n".join(line.removeprefix(indent) for line in lines).rstrip("\n")
-    return Block(text=f"{text}\n" if text else "", language=opened["language"].lower(), closed=closed)
-
-
-def is_python(source: str) -> bool:
-    """Whether it can be parsed."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an odd escape in a string is the proposal's, and no news to the user
-        try:
-            ast.parse(source)
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            return False
-    return True
+    return Block(text=f"{text}\n" if text else "", closed=closed)
 
 
 def _network(text: str, *, cut: bool) -> str:
@@ -173,7 +158,11 @@ def _tagged(text: str) -> list[str]:
 
 
 def _is_whole(source: str) -> bool:
-    return len(source) <= LARGEST and _HAS_NET.search(source) is not None and is_python(source)
+    try:
+        parse(source)
+    except BadProposal:
+        return False
+    return True
 
 
 def _bare(text: str) -> str:
