@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from befit.propose.sandbox import backends
-from befit.propose.sandbox.backends import SERVER, command, environment, mechanisms
-from befit.propose.sandbox.confine import MECHANISMS
+from befit.propose.sandbox.backends import SERVER, command, environment
 
 FOLDER = Path("/somewhere/befit-sandbox-x")
 
@@ -46,8 +45,6 @@ def test_docker_has_no_network_no_rights_and_one_writable_folder() -> None:
 
 def test_without_a_wall_the_server_is_a_plain_process() -> None:
     assert command("native", FOLDER, {}, gpu=False)[1:] == list(SERVER) == command("none", FOLDER, {}, gpu=False)[1:]
-    assert mechanisms("none") == ()
-    assert mechanisms("native") == mechanisms("bwrap") == MECHANISMS
 
 
 def test_elsewhere_than_on_linux_only_a_container_remains(monkeypatch: pytest.MonkeyPatch) -> None:

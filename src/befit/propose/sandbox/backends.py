@@ -6,7 +6,7 @@ With `bwrap` and `docker` the mechanisms of `confine` are tried inside too, and 
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from befit.errors import BefitError
@@ -66,11 +66,6 @@ def command(backend: str, folder: Path, variables: Mapping[str, str], *, gpu: bo
     if kind == "docker" and image:
         return _docker(folder, image, variables, gpu)
     raise NoSandbox(f"sandbox {backend!r}: expected native, bwrap, docker:IMAGE or none")
-
-
-def mechanisms(backend: str) -> Sequence[str]:
-    """The mechanisms of `confine` to try inside."""
-    return () if backend == "none" else confine.MECHANISMS
 
 
 def _bwrap(folder: Path, variables: Mapping[str, str], gpu: bool) -> list[str]:

@@ -31,7 +31,7 @@ from befit.errors import TrialFailed
 from befit.propose.sandbox import backends, candidate, tasks
 from befit.propose.sandbox.answers import Expected, read_answer, read_arrays
 from befit.propose.sandbox.backends import NoSandbox
-from befit.propose.sandbox.confine import Plan
+from befit.propose.sandbox.confine import MECHANISMS, Plan
 from befit.propose.sandbox.limits import Limits
 
 START_SECONDS = 180.0
@@ -184,7 +184,8 @@ class Sandbox:
                 start_new_session=True,  # Ctrl-C is for befit, which ends the server in order
             )
         self._read = b""
-        mechanisms = [name for name in backends.mechanisms(self.backend) if name not in self.without]
+        tried = () if self.backend == "none" else MECHANISMS
+        mechanisms = [name for name in tried if name not in self.without]
         request = {"folder": str(self._folder), "mechanisms": mechanisms, "warm": self.warm, "gpu": self.gpu}
         told: dict[str, Any] = {"message": "it was interrupted"}
         try:
