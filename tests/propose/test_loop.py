@@ -380,7 +380,16 @@ def wait(ready: Callable[[], bool]) -> None:
 
 
 def test_a_whole_run_leaves_the_best(images: Images, tmp_path: Path) -> None:
-    summary = propose(config(tmp_path, proposals=2), model=Scripted(write=ANSWERS), data=images)
+    refused = list[str]()
+
+    def write(*asked: Any) -> str | Completion:
+        with pytest.raises(RunConflict) as caught:  # the run is under way
+            propose(config(tmp_path, proposals=1), model=Scripted(write=ANSWERS), data=images)
+        refused.append(str(caught.value))
+        return ANSWERS(*asked)
+
+    summary = propose(config(tmp_path, proposals=2), model=Scripted(write=write), data=images)
+    assert all("another process is at work" in told for told in refused) and refused
     assert summary["kind"] == "proposals" and summary["arms"][0]["funnel"]["trained"] == 2
     best = summary["best"][0]
     assert {one.name for one in (tmp_path / "best").iterdir()} == {

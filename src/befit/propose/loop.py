@@ -37,7 +37,7 @@ from befit.propose.proposal import Proposal, Verdict
 from befit.propose.proposers import reach
 from befit.propose.sandbox.box import Sandbox
 from befit.propose.summary import record
-from befit.rundir import Stage, write_text
+from befit.rundir import Stage, alone, write_text
 from befit.vision.data import Images
 
 GONE = frozenset({"outage", "rate-limit", "refused"})
@@ -60,15 +60,16 @@ def propose(
     `model` and `data` stand for `config.llm` and `config.data`: any `Model`, images in memory. Raises `BadData`, `BadBudget`,
     `IllegalArch`, `RunConflict`, `UnsupportedModel`, `NoSandbox`, `DiskFull`, or `BefitError` for a model that does not answer.
     """
-    job = ProposeJob.open(config, progress, say, model=model, data=data)
-    if model is None:
-        for one in {(one.llm, one.model): one for _, lane in job.open_rows if (one := lane.arm.config)}.values():
-            reach(one)
-    with job.sandboxes() as (building, training):
-        job.begin()
-        propose_all(job, building, training)
-        best = keep_best(job, training)
-    return record(job, best)
+    with alone(config.out):
+        job = ProposeJob.open(config, progress, say, model=model, data=data)
+        if model is None:
+            for one in {(one.llm, one.model): one for _, lane in job.open_rows if (one := lane.arm.config)}.values():
+                reach(one)
+        with job.sandboxes() as (building, training):
+            job.begin()
+            propose_all(job, building, training)
+            best = keep_best(job, training)
+        return record(job, best)
 
 
 def propose_all(job: ProposeJob, building: Sandbox, training: Sandbox) -> None:
