@@ -70,7 +70,18 @@ def test_in_vllm_each_folder_is_served_in_its_own_form(child: Path, tmp_path: Pa
     assert found.workload.weights == "bf16"
 
 
-def test_wrong_questions_are_refused(child: Path) -> None:
+def test_what_is_not_computed_as_it_is_counted_is_noted(child: Path) -> None:
+    quantised = bench([str(child)], workload=f"{WORK},weights=fp8", device="cpu")
+    (note,) = quantised.notes()
+    assert note.startswith("Times are those of weights bf16, cache fp32, which PyTorch computes in")
+    assert note.endswith("counted with weights fp8, cache fp32.")
+    assert bench([str(child)], workload=WORK, device="cpu").notes() == []
+
+
+def test_wrong_questions_are_refused(child: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "nemotron-nas"}')
+    with pytest.raises(BadData, match="give the child that it was made of, or --engine vllm"):
+        bench([str(tmp_path)], workload=WORK, device="cpu")
     with pytest.raises(BadData, match="one of torch, vllm"):
         bench([str(child)], engine="onnx")
     with pytest.raises(BadData, match="at least one folder"):
@@ -92,7 +103,8 @@ def test_the_verb_prints_a_table_and_writes_json(
 ) -> None:
     out = tmp_path / "bench.json"
     assert main(["bench", str(child), "--workload", WORK, "--device", "cpu", "--out", str(out)]) == 0
-    assert "tokens/s" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "tokens/s" in shown and "\n\n" not in shown
     assert json.loads(out.read_text())["workload"]["batch"] == 2
     assert main(["bench", str(child), "--engine", "vllm", "--device", "cpu"]) == 2
     assert "pip install vllm" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from typing import Literal
 
 import tyro
 
-from befit.cli.shown import quiet, show_rows
+from befit.cli.shown import quiet, show_lines, show_rows
 
 
 def bench_verb(arguments: Sequence[str]) -> None:
@@ -36,7 +36,6 @@ def bench_verb(arguments: Sequence[str]) -> None:
 
     asked = tyro.cli(Arguments, args=arguments, prog="befit bench")
     quiet()
-    from befit.cost.passes import prefill_note
     from befit.progress import Bars
     from befit.rundir import write_json
     from befit.serve.bench import bench
@@ -57,7 +56,6 @@ def bench_verb(arguments: Sequence[str]) -> None:
     show_rows(
         found.table(), f"{work.batch} requests of {work.prompt} + {work.generate} tokens, {place.name}, {place.engine}"
     )
-    if asked.engine == "torch" and (note := prefill_note(work)):
-        print(note)
+    show_lines(found.notes())
     if asked.out is not None:
         write_json(asked.out, found.to_json())

@@ -22,7 +22,8 @@ def show_rows(rows: Sequence[dict[str, str]], title: str) -> None:
 
 def show_lines(lines: Sequence[str]) -> None:
     """Lines on stdout."""
-    print("\n".join(lines))
+    for line in lines:
+        print(line)
 
 
 def quiet() -> None:

@@ -14,6 +14,7 @@ from befit.arch.decoder import DecoderArch, DecoderShape
 from befit.budget import human
 from befit.cost.count import count
 from befit.cost.device import Device, this_device
+from befit.cost.passes import prefill_note
 from befit.cost.workload import Workload
 from befit.errors import BadData
 from befit.export.language import Language, open_language
@@ -78,6 +79,18 @@ class Comparison:
             "models": models,
         }
 
+    def notes(self) -> list[str]:
+        """What a reader of the table should know."""
+        work, told = self.workload, list[str]()
+        if self.kv_tokens == "measured":
+            return told
+        if work != work.computed:
+            told.append(
+                f"Times are those of {work.computed.formats}, which PyTorch computes in; "
+                f"weights and tokens that fit are counted with {work.formats}."
+            )
+        return [*told, *filter(None, [prefill_note(work)])]
+
     def table(self) -> list[dict[str, str]]:
         """For a terminal; the first model is what the others are compared with."""
         work, first = self.workload, self.rows[0].measured.tokens_per_s(self.workload)
@@ -123,6 +136,11 @@ def bench(  # noqa: PLR0913 - what, where and how
     check_generates(work)
     folders = {source: found_in(source) for source in sources}
     if engine == "torch":
+        exports = [source for source, folder in folders.items() if is_export(folder)]
+        if exports:
+            raise BadData(
+                f"{exports[0]} is an export that vLLM runs; give the child that it was made of, or --engine vllm"
+            )
         return _in_torch({name: open_language(folder) for name, folder in folders.items()}, work, place, progress)
     models = {name: folder if is_export(folder) else open_language(folder) for name, folder in folders.items()}
     with Vllm(setting or Setting(), log) as running:
