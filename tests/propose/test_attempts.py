@@ -1,6 +1,7 @@
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -125,6 +126,16 @@ def test_a_full_disk_is_said_to_be_one_and_loses_nothing(tmp_path: Path) -> None
         grow()
     (row,) = attempts.rows()
     assert row.number == number and row.completion is None
+
+
+def test_a_log_that_finds_no_room_is_a_full_disk_too(tmp_path: Path) -> None:
+    failed = sqlite3.OperationalError("disk I/O error")
+    failed.sqlite_errorcode = sqlite3.SQLITE_IOERR_WRITE
+    with pytest.raises(DiskFull, match="disk I/O error"), transaction(tmp_path / "a", "rows"):
+        raise failed
+    failed.sqlite_errorcode = sqlite3.SQLITE_BUSY
+    with pytest.raises(sqlite3.OperationalError), transaction(tmp_path / "a", "rows"):
+        raise failed
 
 
 KILLED = """

@@ -21,9 +21,10 @@ def transaction(path: Path, what: str) -> Iterator[sqlite3.Connection]:
                 yield connection
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
-                if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+                # The low byte is the kind. On a full disk SQLite may fail to open its own log, which is an I/O error.
+                if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
                     raise
                 raise DiskFull(
-                    f"no room on the disk for {path}; free some space and run the same command again"
+                    f"no room on the disk for {path} ({error}); free some space and run the same command again"
                 ) from error
             raise RunConflict(f"{path} is no table of {what} ({error}); give another --out") from error
