@@ -4,6 +4,7 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 
 from befit.arch.task import ImageTask
 from befit.budget import Budget
@@ -12,13 +13,14 @@ from befit.propose.answer import read
 from befit.propose.config import ProposeConfig
 from befit.propose.genome import arch_in, network, write
 from befit.propose.models import Message, Request
-from befit.propose.network import network as built
+from befit.propose.network import Maker
 from befit.propose.proposers import Grammar, bounds_for, proposer_of, reach
 from befit.vision.checkpoint import blueprint_of
 from chat_server import answer, error, free_port, serving
 from tiny_chat import save_tiny_chat
 
 TASK = ImageTask(channels=1, height=8, width=8, classes=10)
+META = torch.device("meta")
 ASK = (Message(role="user", content="a net"),)
 
 
@@ -35,7 +37,7 @@ def test_the_grammar_draws_by_the_seed_and_within_the_budget() -> None:
     assert len(set(texts)) > 8
     for text in texts:
         source = read(model.complete(ask(texts.index(text))), "network").source
-        net = built(source, {"in_shape": (2, 1, 8, 8), "out_shape": (10,), "prm": {"dropout": 0.1}}, "meta")
+        net = Maker(source, {"in_shape": (2, 1, 8, 8), "out_shape": (10,), "prm": {"dropout": 0.1}})(META)
         assert sum(weight.numel() for weight in net.parameters()) <= 3000
     told = model.complete(ask(0))
     assert (told.prompt_tokens, told.completion_tokens, told.price) == (0, 0, 0.0)
@@ -57,7 +59,7 @@ def test_the_grammar_draws_genomes_that_become_files(name: str, options: dict[st
         assert arch is not None and arch == blueprint.space.sample(random.Random(seed))
         source = write(name, options, arch)
         assert blueprint.space.arch(arch_in(source)) == arch
-        net = built(source, {"in_shape": (2, 1, 32, 32), "out_shape": (10,), "prm": {}}, "meta")
+        net = Maker(source, {"in_shape": (2, 1, 32, 32), "out_shape": (10,), "prm": {}})(META)
         alone = network(name, options, arch, (2, 1, 32, 32), (10,))
         assert [one.shape for one in net.parameters()] == [one.shape for one in alone.parameters()]
         keys.add(source)
