@@ -128,17 +128,15 @@ def genomes(space: Space) -> Language:
 class Learned:
     """The proposer: which model makes a proposal, the grammar or a generation of the decoder."""
 
+    elsewhere = False
+    """It computes here."""
+
     def __init__(self, config: LearnConfig, language: Language, *, seed: int, device: str = "auto") -> None:
         """Nothing is drawn or trained yet; `device` is auto (a CUDA device if there is one), cpu or cuda."""
         self.config, self.language, self.seed = config, language, seed
         self.device = found_device(device)
         self.grammar: Model = Scripted(write=self._sample, name=f"samples:{language.name}")
         self._last: tuple[str, Decoder] | None = None
-
-    @property
-    def elsewhere(self) -> bool:
-        """No: it computes here."""
-        return False
 
     def model(self, number: int, scored: Sequence[Scored], folder: Path) -> Model:
         """The model that makes proposal `number`. What it was trained to be is under `folder`, and is read if it is there.

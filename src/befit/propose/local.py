@@ -32,12 +32,8 @@ class LocalModel:
         self.price = price
         self._lock = threading.Lock()
         told = (tokenizer.chat_template, str(model.dtype), sampled_checksum(model.state_dict().items()))
-        self._name = f"hf:{label}#{digest(*told)[:8]}"
-
-    @property
-    def name(self) -> str:
+        self.name = f"hf:{label}#{digest(*told)[:8]}"
         """The label and a checksum of weights, number format and chat template: other weights, other name."""
-        return self._name
 
     def count(self, text: str) -> int:
         """Tokens of a text."""
@@ -126,7 +122,7 @@ class LocalModel:
         return told if isinstance(told, int) else 1 << 20
 
 
-def load(path: str, *, device: str = "auto", dtype: str = "auto", price: Price | None = None) -> LocalModel:
+def load(path: str, *, device: str = "auto", price: Price | None = None) -> LocalModel:
     """The model of a folder, or of this name on the hub, on `device`, which is auto (a GPU if there is one), cpu or cuda.
 
     Code that comes with a model is not run. Raises `UnsupportedModel` if it cannot be loaded, `BefitError` for a GPU that is
@@ -139,7 +135,7 @@ def load(path: str, *, device: str = "auto", dtype: str = "auto", price: Price |
     place = found_device(device)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
     except (OSError, ValueError, KeyError) as error:
         raise UnsupportedModel(
             f"no causal language model could be loaded from {path!r}: {one_line(str(error))}; give a folder with "

@@ -75,6 +75,9 @@ def _without_news() -> Iterator[None]:
 class Tuned:
     """The proposer: the base model first, then the base model with the adapter of each generation."""
 
+    elsewhere = False
+    """It computes here."""
+
     def __init__(self, base: LocalModel, config: TuneConfig, *, seed: int) -> None:
         """`base` belongs to this proposer from now on: two proposers need two.
 
@@ -87,11 +90,6 @@ class Tuned:
         self.base, self.config, self.seed = base, config, seed
         self._weights = base.model
         self._last: tuple[str, LocalModel] | None = None
-
-    @property
-    def elsewhere(self) -> bool:
-        """No: it computes here."""
-        return False
 
     def model(self, number: int, scored: Sequence[Scored], folder: Path) -> Model:
         """The model that makes proposal `number`. Adapters, and what was asked and said, are under `folder`."""
