@@ -327,3 +327,20 @@ def test_the_interrupt_key_ends_with_130_and_a_sentence(
     assert main(["report", "x"]) == 130
     told = capsys.readouterr()
     assert "stopped; what was finished is kept" in told.err and not told.out
+
+
+def test_a_full_disk_that_nobody_named_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failed(number: int) -> Callable[[Any], None]:
+        def verb(_: Any) -> None:
+            raise OSError(number, os.strerror(number), "runs/report.html.tmp")
+
+        return verb
+
+    monkeypatch.setattr(cli, "report_verb", failed(errno.ENOSPC))
+    assert main(["report", "x"]) == 2
+    assert "no room on the disk for runs/report.html.tmp; free some space" in capsys.readouterr().err
+    monkeypatch.setattr(cli, "report_verb", failed(errno.EIO))
+    with pytest.raises(OSError, match="report"):
+        main(["report", "x"])

@@ -21,6 +21,7 @@ Results go to stdout, progress and errors to stderr. An error that is the user's
 message; Ctrl-C ends with 130 and loses nothing that was finished.
 """
 
+import errno
 import sys
 from collections.abc import Callable, Sequence
 
@@ -68,6 +69,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         verbs[given[0]](given[1:])
     except BefitError as error:
         print(f"befit {given[0]}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(
+            f"befit {given[0]}: no room on the disk for {error.filename or 'a file'}; free some space and run the same command again",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print(
