@@ -73,8 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
+        where = f" for {error.filename}" if error.filename else ""
         print(
-            f"befit {given[0]}: no room on the disk for {error.filename or 'a file'}; free some space and run the same command again",
+            f"befit {given[0]}: no room on the disk{where}; free some space and run the same command again",
             file=sys.stderr,
         )
         return 2
