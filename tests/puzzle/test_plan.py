@@ -99,6 +99,15 @@ def test_memory_at_the_workload_and_at_a_long_context(tmp_path: Path) -> None:
     assert "measure" in line(lines, "More memory")
 
 
+def test_a_parent_without_room_for_one_request_is_said_to_have_none(tmp_path: Path) -> None:
+    """In fp8 the weights are 67.7 GiB, one request's cache is 20."""
+    config = write(tmp_path, "llama", LLAMA_70B)
+    told = "no room for one request within the budget; what is relative to it means 64"
+    for memory, expected in (("80GiB", True), ("90GiB", False), ("2TiB", False), ("70%", False)):
+        asked = PuzzleConfig(parent=config.parent, workload=STORY, budget=f"memory={memory}, throughput>=2x", **FAR)
+        assert any(told in one for one in plan(asked, on="h200")) == expected
+
+
 def test_a_long_prompt_is_planned_as_it_is_measured(tmp_path: Path) -> None:
     """Of 16 passes of 8,192 tokens the first, the second and the last, each token with all pairs up to it."""
     config = write(tmp_path, "llama", LLAMA_8B)

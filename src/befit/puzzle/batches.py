@@ -39,6 +39,15 @@ def fitted(workload: Workload, budget: Budget, shape: DecoderShape) -> Workload:
     return replace(workload, batch=largest) if 1 <= largest < workload.batch else workload
 
 
+def crowded(workload: Workload, budget: Budget, shape: DecoderShape) -> bool:
+    """Whether throughput is bounded and the parent itself breaks an absolute bound on memory or cache at this workload."""
+    cost = count(shape, shape.arch, workload)
+    taken = {"memory_bytes": cost.memory_bytes, "cache_bytes": cost.cache_bytes}
+    return _sweeps(budget) and any(
+        not bound.relative and taken.get(bound.cost, 0) > bound.value for bound in budget.bounds
+    )
+
+
 def batches_of(asked: Workload, base: Workload, budget: Budget, given: Sequence[int] = ()) -> tuple[int, ...]:
     """Batch sizes to price, in ascending order: the parent's (`base`, see `fitted`), and more when throughput is bounded.
 

@@ -22,6 +22,7 @@ from befit.cost.passes import passes, prefill_note
 from befit.cost.workload import Workload
 from befit.lm.precision import DTYPES
 from befit.lm.timing import COPIES
+from befit.puzzle.batches import crowded
 from befit.puzzle.config import PuzzleConfig
 from befit.puzzle.job import Asked, check, chosen_dtype, workload_of
 
@@ -79,7 +80,7 @@ def plan(config: PuzzleConfig, *, on: str | None = None) -> list[str]:
         f"{human('params', count(shape, shape.arch, wanted).params)} parameters",
         f"device    {device.name}, {human('weight_bytes', device.memory_bytes)}, {device.engine}, {dtype}",
         f"workload  batch {wanted.batch}, prompt {wanted.prompt}, generate {wanted.generate}, {wanted.formats}",
-        *_memory(asked, wanted),
+        *_memory(asked, wanted, budget),
         *(f"prefill   {note}" for note in [prefill_note(asked.workload)] if note and config.engine == "torch"),
         f"budget    {budget}",
         f"space     {asked.space.size:.3g} architectures, up to {len(asked.space.blocks(shape.layers - 1))} options a layer",
@@ -92,7 +93,7 @@ def plan(config: PuzzleConfig, *, on: str | None = None) -> list[str]:
     ]
 
 
-def _memory(asked: Asked, wanted: Workload) -> list[str]:
+def _memory(asked: Asked, wanted: Workload, budget: Budget) -> list[str]:
     """What the parent takes at the workload, at a long context, and in fp8; the batches that throughput is looked for at."""
     shape = asked.space.shape
     low = replace(wanted, weights="fp8", cache="fp8")
@@ -110,6 +111,11 @@ def _memory(asked: Asked, wanted: Workload) -> list[str]:
     if asked.workload.batch != wanted.batch:
         lines.append(
             f"          the parent has room for {asked.workload.batch} requests within the budget, and is compared with those"
+        )
+    elif crowded(wanted, budget, shape):
+        lines.append(
+            "          the parent has no room for one request within the budget; what is relative to it means "
+            f"{wanted.batch} in more memory"
         )
     if len(asked.batches) > 1:
         lines.append(f"batches   {', '.join(map(str, asked.batches))}, each measured for throughput")
