@@ -153,7 +153,9 @@ def architecture_of(blocks: list[Block], source: Language) -> str:
     if not blocks:
         reasons.append("no layer is left of it")
     if any(isinstance(half, Attention) and half.window is not None for half in halves):
-        reasons.append("it has windows, which llama.cpp does not compute in these families (search without windows)")
+        reasons.append(
+            "it has windows, which llama.cpp does not compute in these families (search with --target llama.cpp)"
+        )
     if shape.family == "nemotron_h":
         if any(isinstance(half, Linear) for half in halves):
             reasons.append("it has linear sub-blocks, which llama.cpp's nemotron_h does not know")

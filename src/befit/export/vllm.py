@@ -296,9 +296,9 @@ def _reasons(blocks: list[Block], shape: DecoderShape, config: Any) -> list[str]
     if shape.qk_norm:
         reasons.append("it norms queries and keys, which the nemotron-nas form does not know")
     if any(isinstance(half, Linear) for _, half in halves):
-        reasons.append("it has linear sub-blocks, which vLLM does not read (search without the variant linear)")
+        reasons.append("it has linear sub-blocks, which vLLM does not read (search with --target vllm)")
     if any(isinstance(half, Attention) and half.window is not None for _, half in halves):
-        reasons.append("it has windows, which the nemotron-nas form does not know (search without windows)")
+        reasons.append("it has windows, which the nemotron-nas form does not know (search with --target vllm)")
     if not isinstance(blocks[0].attention, Attention):
         reasons.append(
             "its first layer has no attention, with which vLLM and SGLang cannot begin (keep the first layer's attention)"
