@@ -29,6 +29,9 @@ from befit.vision.predict import Classifier
 WEIGHTS, ARCH, CARD = "model.safetensors", "arch.json", "README.md"
 """The files of the folder."""
 
+PROPOSED = "net.py"
+"""The file by which a folder of `befit propose` is known."""
+
 FORMAT = 1
 """Of `arch.json`; changes when an older befit could misread it."""
 
@@ -84,6 +87,11 @@ def load_classifier(
     place = Path(folder)
     place = place if (place / ARCH).exists() else place / "best"
     if not (place / ARCH).exists():
+        if any(next(Path(folder).glob(f"{inner}{PROPOSED}"), None) for inner in ("", "best/", "*/", "best/*/")):
+            raise RunConflict(
+                f"{folder} holds a network that a model wrote ({PROPOSED}), which befit runs in its sandbox only; the README.md "
+                "beside it says how to use it"
+            )
         raise RunConflict(
             f"{folder} holds no network that befit search made ({ARCH} is missing); give its best/ folder"
         )
