@@ -3,7 +3,8 @@
     python benchmarks/gate.py --nets 500 --json benchmarks/results/gate.json
 
 Generated networks, three of four changed as models get code wrong (tests/propose/mutations.py), go through the gate; apart from
-that each of them is really trained, in a process of its own: three steps on the CPU, then predictions. The table counts both.
+that each of them is really trained as a run trains, in a process of its own: a few steps on the CPU, then predictions. The table
+counts both.
 Milliseconds are of a machine that does nothing else; the CPU time of the candidate's process says how far that was true.
 """
 
