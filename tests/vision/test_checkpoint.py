@@ -168,7 +168,9 @@ def test_what_does_not_fit(tmp_path: Path) -> None:
         (tmp_path / inner).mkdir(parents=True)
         (tmp_path / inner / "net.py").write_text("")
     for folder in ("run", "run/best", "several", "several/best", "several/best/mnist"):
-        with pytest.raises(RunConflict, match=r"a network that a model wrote .*README\.md beside it says how to use it"):
+        with pytest.raises(
+            RunConflict, match=r"a network that a model wrote .*README\.md beside it says how to use it"
+        ):
             load_classifier(tmp_path / folder)
     save_classifier(tmp_path, classifier(), FACTS)
     written = json.loads((tmp_path / "arch.json").read_text())
