@@ -67,3 +67,11 @@ def test_an_embedded_parent_goes_into_the_folder_where_one_is(
 def test_a_folder_that_is_not_there_is_said_to_be_absent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(tmp_path / "absent"), "--to", "gguf"]) == 2
     assert f"{tmp_path / 'absent'} is not there" in capsys.readouterr().err
+
+
+def test_a_run_that_is_not_finished_is_to_be_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "config.json").write_text('{"budget": "memory=70%"}')
+    for words in (["export", str(tmp_path), "--to", "gguf"], ["bench", str(tmp_path), "--device", "cpu"]):
+        assert main(words) == 2
+        assert f"has no child yet; finish the run first: befit resume {tmp_path}" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Checkpoints side by side: in PyTorch for real, in vLLM around one without a model."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from befit.arch.decoder import Attention, Block, DecoderArch, Ffn, NoOp
 from befit.cli import main
 from befit.cost.count import count
 from befit.cost.device import Device, this_device
-from befit.errors import BadBudget, BadData, BefitError
+from befit.errors import BadBudget, BadData, BefitError, UnsupportedModel
 from befit.lm.child import build, config_for, save
 from befit.lm.families import family_of
 from befit.lm.parent import EMBEDDED
@@ -76,6 +77,14 @@ def test_what_is_not_computed_as_it_is_counted_is_noted(child: Path) -> None:
     assert note.startswith("Times are those of weights bf16, cache fp32, which PyTorch computes in")
     assert note.endswith("counted with weights fp8, cache fp32.")
     assert bench([str(child)], workload=WORK, device="cpu").notes() == []
+
+
+def test_weights_that_are_cut_off_are_named(child: Path, tmp_path: Path) -> None:
+    shutil.copytree(child, tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    with pytest.raises(UnsupportedModel, match=r"the weights in .*cut cannot be read .*; copy them again"):
+        bench([str(tmp_path / "cut")], workload=WORK, device="cpu")
 
 
 def test_wrong_questions_are_refused(child: Path, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ class Wanted:
 def export_verb(arguments: Sequence[str]) -> None:
     """Write a network for another engine."""
     wanted = tyro.cli(Wanted, args=arguments, prog="befit export")
-    from befit.export.language import is_language
+    from befit.export.language import is_language, open_language
 
     quiet()
     folder, to = wanted.folder, wanted.to
@@ -61,6 +61,8 @@ def export_verb(arguments: Sequence[str]) -> None:
     if not folder.expanduser().exists():
         raise BefitError(f"{folder} is not there; give a run, or the folder of a checkpoint")
     if to not in (None, "onnx"):
+        if (folder / "stages").is_dir():
+            open_language(folder)  # says that the run has no child yet
         raise BefitError(f"{folder} holds no language model, which --to {to} needs; an image network goes --to onnx")
     _refuse(card | {"--dtype": wanted.dtype}, "onnx")
     show_lines(export_search(folder, wanted.out, int8=wanted.int8, data=wanted.data, size=wanted.size))

@@ -97,6 +97,8 @@ def open_language(source: Path | str) -> Language:
             f"{given} holds no checkpoint (no config.json, no {CHILD}/); give a finished run or its child"
         )
     kind = read_json(folder / "config.json").get("model_type")
+    if kind is None and (folder / "stages").is_dir():
+        raise RunConflict(f"{given} has no child yet; finish the run first: befit resume {given}")
     if kind not in FAMILIES:
         raise UnsupportedModel(f"{folder} is of family {kind!r}; supported families: {', '.join(FAMILIES)}")
     config = AutoConfig.from_pretrained(folder)

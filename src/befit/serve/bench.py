@@ -10,13 +10,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from befit.arch.decoder import DecoderArch, DecoderShape
 from befit.budget import human
 from befit.cost.count import count
 from befit.cost.device import Device, this_device
 from befit.cost.passes import prefill_note
 from befit.cost.workload import Workload
-from befit.errors import BadData
+from befit.errors import BadData, UnsupportedModel
 from befit.export.language import Language, open_language
 from befit.lm.child import load
 from befit.lm.parent import find, load_parent
@@ -192,7 +194,10 @@ def _loaded(one: Language, workload: Workload, device: Device) -> Any:
     """The model on the device, as befit's own row of layers."""
     number_format = DTYPES[workload.weights]
     if one.own_code:
-        child: Any = load(one.folder, dtype=number_format)
+        try:
+            child: Any = load(one.folder, dtype=number_format)
+        except SafetensorError as error:
+            raise UnsupportedModel(f"the weights in {one.folder} cannot be read ({error}); copy them again") from error
         return child.to(device.kind)
     return load_parent(str(one.folder), device=device.kind, dtype=number_format).model
 
