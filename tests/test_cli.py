@@ -323,10 +323,13 @@ def test_the_interrupt_key_ends_with_130_and_a_sentence(
     def interrupted(_: Any) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(cli, "report_verb", interrupted)
-    assert main(["report", "x"]) == 130
+    monkeypatch.setattr(cli, "resume_verb", interrupted)
+    assert main(["resume", "x"]) == 130
     told = capsys.readouterr()
     assert "stopped; what was finished is kept" in told.err and not told.out
+    monkeypatch.setattr(cli, "bench_verb", interrupted)
+    assert main(["bench", "x"]) == 130
+    assert capsys.readouterr().err == "befit bench: stopped\n"  # nothing of it is kept
 
 
 def test_a_full_disk_that_nobody_named_is_named(

@@ -37,6 +37,9 @@ from befit.errors import BefitError
 
 Verb = Callable[[Sequence[str]], None]
 
+RESUMED = ("puzzle", "elastic", "search", "propose", "resume")
+"""Verbs that keep what they have finished when they are stopped."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
@@ -80,10 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 2
     except KeyboardInterrupt:
-        print(
-            f"befit {given[0]}: stopped; what was finished is kept, the same command goes on from there",
-            file=sys.stderr,
-        )
+        kept = "; what was finished is kept, the same command goes on from there" if given[0] in RESUMED else ""
+        print(f"befit {given[0]}: stopped{kept}", file=sys.stderr)
         return 130
     return 0
 
