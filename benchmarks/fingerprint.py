@@ -28,7 +28,7 @@ from befit.propose.grammar import draw
 from befit.propose.graph import Tracing
 from befit.propose.inspection import inspected
 from befit.propose.layout import layout_key, lemur_md5
-from befit.propose.network import USUAL, Maker
+from befit.propose.network import PRM, Maker
 from befit.propose.rendering import Style, render
 from befit.propose.tree import write
 from propose.pairs import PAIRS, Pair
@@ -46,7 +46,7 @@ def said(pair: Pair) -> str:
     return "".join("=" if equal else "!" for equal in same)
 
 
-ARGUMENTS = {"in_shape": IN, "out_shape": OUT, "prm": USUAL}
+ARGUMENTS = {"in_shape": IN, "out_shape": OUT, "prm": PRM}
 
 
 def built(source: str) -> Mapping[str, Any]:

@@ -38,9 +38,10 @@ from befit.propose.archive import Scored
 from befit.propose.gate import Gate
 from befit.propose.grammar import Bounds
 from befit.propose.inference import hedges_g, holm, welch
-from befit.propose.judge import PRM, Training, judge
+from befit.propose.judge import Training, judge
 from befit.propose.learned import LearnConfig, Learned, networks
 from befit.propose.models import Message, Request
+from befit.propose.network import PRM
 from befit.propose.proposal import Known, Verdict
 from befit.propose.sandbox import tasks
 from befit.propose.sandbox.box import Sandbox

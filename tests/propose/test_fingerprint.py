@@ -12,11 +12,11 @@ from befit.errors import BadProposal
 from befit.propose.fingerprint import keys_of, runs, similarity
 from befit.propose.grammar import draw
 from befit.propose.inspection import inspected
-from befit.propose.network import USUAL, Maker
+from befit.propose.network import PRM, Maker
 from befit.propose.rendering import Style, render
 from propose.pairs import BASE, OTHER, PAIRS, SAME, Pair, edited
 
-ARGUMENTS = {"in_shape": (2, 3, 32, 32), "out_shape": (10,), "prm": USUAL}
+ARGUMENTS = {"in_shape": (2, 3, 32, 32), "out_shape": (10,), "prm": PRM}
 RUNGS = ("whitespace", "tree", "graph", "recipe")
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from befit.errors import IllegalArch
 from befit.propose.grammar import FAMILIES, Bounds, Family, draw
-from befit.propose.network import USUAL, Maker
+from befit.propose.network import PRM, Maker
 from befit.propose.rendering import Style, render
 
 SHAPES = [(2, 3, 32, 32), (2, 1, 8, 8), (3, 2, 5, 9), (2, 1, 4, 4)]
@@ -21,7 +21,7 @@ def test_parameters_and_logits(seed: int, shape: tuple[int, int, int, int], clas
     random = Random(seed)
     bounds = Bounds(in_shape=shape, classes=classes, params=100_000)
     plan = draw(random, bounds)
-    build = Maker(render(plan, Style.draw(random)), {"in_shape": shape, "out_shape": (classes,), "prm": USUAL})
+    build = Maker(render(plan, Style.draw(random)), {"in_shape": shape, "out_shape": (classes,), "prm": PRM})
     with torch.device("meta"):
         network = build(torch.device("meta"))
         assert network(torch.zeros(shape)).shape == (shape[0], classes)
@@ -33,7 +33,7 @@ def test_a_network_learns_by_its_recipe(family: Family) -> None:
     random = Random(family)
     bounds = Bounds(in_shape=(8, 1, 8, 8), classes=2)
     source = render(draw(random, bounds, family), Style.draw(random))
-    network = Maker(source, {"in_shape": bounds.in_shape, "out_shape": (2,), "prm": USUAL})(torch.device("cpu"))
+    network = Maker(source, {"in_shape": bounds.in_shape, "out_shape": (2,), "prm": PRM})(torch.device("cpu"))
     network.train_setup({"lr": 0.001, "momentum": 0.5, "dropout": 0.1})
     images, labels = torch.randn(8, 1, 8, 8), torch.arange(8) % 2
     network.learn([(images, labels)] * 5)

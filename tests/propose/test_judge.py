@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from befit.errors import TrialFailed
-from befit.propose.judge import PRM, Training, commonest, guessing, judge, judge_best
+from befit.propose.judge import Training, commonest, guessing, judge, judge_best
+from befit.propose.network import PRM
 from befit.propose.sandbox.box import Sandbox
 from befit.vision.data import Images, from_arrays
 from befit.vision.training import TrainConfig, accuracy, train

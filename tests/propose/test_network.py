@@ -12,7 +12,7 @@ import torch
 from befit.cli import main
 from befit.errors import TrialFailed
 from befit.propose.inspection import inspected
-from befit.propose.network import USUAL, Hyperparameters, Maker
+from befit.propose.network import PRM, Hyperparameters, Maker
 from propose.pairs import BASE, edited
 
 IN, OUT = (2, 3, 32, 32), (10,)
@@ -30,7 +30,7 @@ BAD = {
     net("raise KeyError('lost')"): "line 4: KeyError: 'lost'",
     net("os.kill(os.getpid(), 9)"): "SIGKILL",
     net("assert 'BEFIT_TEST_KEY' not in os.environ"): "expected a torch.nn.Module",  # after the assertion
-    BASE.replace("'dropout'}", "'rate'}"): "'dropout' is not in what supported_hyperparameters",
+    edited(("prm['dropout']", "prm['rate']")): "'rate' is not in what supported_hyperparameters",
     "import no_such_module\nclass Net: ...": "ModuleNotFoundError",
     "class Net: ...\ndel Net": "no class Net",
     edited(("return self.fc", "if x.mean() > 0:\n            x = x * 2\n        return self.fc")): "looks at numbers",
@@ -79,7 +79,7 @@ def test_a_network_lives_where_it_was_made() -> None:
 
 def test_hyperparameters() -> None:
     some, free = Hyperparameters(["lr", "rate", "other"]), Hyperparameters(None)
-    assert some["lr"] == USUAL["lr"] and 0 < some["rate"] < 1 and some["rate"] != some["other"]
+    assert some["lr"] == PRM["lr"] and 0 < some["rate"] < 1 and some["rate"] != some["other"]
     assert free["rate"] == some["rate"] and dict(Hyperparameters(["lr", "rate"], {"lr": 0.5})) == {
         "lr": 0.5,
         "rate": some["rate"],

@@ -83,14 +83,14 @@ def _graphs(
     sources: Sequence[str], backend: str, shapes: Mapping[str, tuple[int, ...]], seconds: float
 ) -> Iterator[tuple[str | None, str]]:
     """Key of each file's operations, or None and why."""
-    from befit.propose.network import USUAL
+    from befit.propose.network import PRM
     from befit.propose.sandbox.box import Sandbox
     from befit.propose.sandbox.limits import Limits
     from befit.propose.sandbox.tasks import inspect
 
     with Sandbox(backend=backend) as sandbox:
         for source in sources:
-            arguments = {**shapes, "prm": USUAL}
+            arguments = {**shapes, "prm": PRM}
             result = sandbox.run(inspect, source=source, arguments=arguments, limits=Limits(wall_seconds=seconds))
             graph = str(result.value.get("graph", ""))
             yield graph or None, result.message or "the network looks at numbers"

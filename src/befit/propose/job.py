@@ -14,10 +14,11 @@ from befit.propose.arms import arms_of
 from befit.propose.attempts import Attempts
 from befit.propose.config import ProposeConfig
 from befit.propose.gate import Gate, checked
-from befit.propose.judge import PRM, Training, reach_gpu
+from befit.propose.judge import Training, reach_gpu
 from befit.propose.lane import Lane, lane_of
 from befit.propose.lemur import Imported, read_lemur
 from befit.propose.models import Model
+from befit.propose.network import PRM
 from befit.propose.records import Records
 from befit.propose.sandbox import tasks
 from befit.propose.sandbox.box import Sandbox

@@ -17,6 +17,7 @@ from torch import Tensor, from_numpy
 
 from befit.errors import BadData, TrialFailed
 from befit.propose import fitting
+from befit.propose.network import PRM
 from befit.propose.sandbox.answers import Expected, accuracy
 from befit.propose.sandbox.backends import NoSandbox
 from befit.propose.sandbox.box import Result, Sandbox
@@ -29,9 +30,6 @@ START_SECONDS = 60.0
 
 CUDA_BYTES = 3072 * MIB
 """Host memory that Python, torch and CUDA take by themselves in a process that inherits nothing."""
-
-PRM: Mapping[str, float] = {"lr": 0.01, "momentum": 0.9, "dropout": 0.2, "batch": 64, "epoch": 8}
-"""Values of the hyper-parameters that LEMUR's files know by name; the network track reads `dropout` alone."""
 
 DEVIATIONS = 2.0
 """How many standard deviations of a guess's accuracy a network must lie above it to beat guessing."""

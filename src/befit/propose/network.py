@@ -15,8 +15,8 @@ from befit.errors import TrialFailed
 from befit.propose.contract import HYPERPARAMETERS, NET
 from befit.propose.sandbox.candidate import SOURCE_NAME
 
-USUAL: Mapping[str, Any] = {"lr": 0.01, "momentum": 0.9, "batch": 64, "epoch": 1, "transform": "norm"}
-"""Values of hyper-parameters that every file is given where nobody says others."""
+PRM: Mapping[str, float] = {"lr": 0.01, "momentum": 0.9, "dropout": 0.2, "batch": 64, "epoch": 8}
+"""Values of the hyper-parameters that LEMUR's files know by name, where nobody says others; the network track reads `dropout`."""
 
 
 class Hyperparameters(dict[str, Any]):
@@ -26,7 +26,7 @@ class Hyperparameters(dict[str, Any]):
     hyper-parameter has another graph.
     """
 
-    def __init__(self, declared: Iterable[str] | None, given: Mapping[str, Any] = USUAL) -> None:
+    def __init__(self, declared: Iterable[str] | None, given: Mapping[str, Any] = PRM) -> None:
         super().__init__(given)
         self._open = declared is None
         for name in declared or ():
