@@ -138,9 +138,13 @@ def _row(name: str, model: Mapping[str, Any], parent: Mapping[str, Any]) -> str:
 
 
 def _prediction(summary: Mapping[str, Any]) -> str:
-    child, accuracy = summary["child"], summary["accuracy"]
-    error = accuracy["median_error"]
-    said = f"The child's latency was predicted as {child['latency_ms']['predicted']:.1f} ms before it was built"
+    child, parent = summary["child"]["latency_ms"], summary["parent"]["latency_ms"]
+    error = summary["accuracy"]["median_error"]
+    told, found = (child[kind] / parent[kind] for kind in ("predicted", "measured"))
+    said = (
+        f"The child's latency was predicted as {told:.0%} of the parent's ({child['predicted']:.1f} of "
+        f"{parent['predicted']:.1f} ms) before it was built, and is {found:.0%} as measured"
+    )
     return (
         f"{said}; over models that were not in the fit, the median error is {error:.0%}."
         if error is not None

@@ -212,8 +212,8 @@ def test_figures_read_a_summary(figures: ModuleType) -> None:
     assert text.index("| greedy |") < text.index("| uniform |")
     assert "The budget is met as measured." in text
     assert (
-        "predicted as 55.0 ms before it was built; over models that were not in the fit, the median error is 7%."
-        in text
+        "predicted as 50% of the parent's (55.0 of 110.0 ms) before it was built, and is 50% as measured; over models that "
+        "were not in the fit, the median error is 7%." in text
     )
     assert "The run took 22 s, most of it in library 9 s, score 8 s, heal 3 s, rank 2 s." in text
 
