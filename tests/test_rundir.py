@@ -16,6 +16,7 @@ from befit.errors import DiskFull, RunConflict
 from befit.rundir import (
     Run,
     alone,
+    check_writable,
     digest,
     read_config,
     read_json,
@@ -102,6 +103,10 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         write_json(tmp_path / "file" / "new.json", {})
     with pytest.raises(RunConflict, match=r"folder cannot be written \(Is a directory\)"):
         write_json(tmp_path / "folder", {})
+    for path in (tmp_path / "file" / "new.json", tmp_path / "folder"):
+        with pytest.raises(RunConflict, match="cannot be written"):
+            check_writable(path)
+    check_writable(tmp_path / "file")
     with pytest.raises(RunConflict, match="file/new cannot be written"), replacing_folder(tmp_path / "file" / "new"):
         pass
     with pytest.raises(FileNotFoundError), replacing(tmp_path / "new.json"):

@@ -56,6 +56,17 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_writable(path: Path) -> None:
+    """Raise `RunConflict` now if `replacing` could not write this file after hours of work; what is there stays as it is."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with _room_for(path, temporary):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(temporary))
+        temporary.touch()
+        temporary.unlink()
+
+
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder beside `path`; it takes its place when the block ends well. Raises as `replacing` does."""

@@ -1,6 +1,7 @@
 """`befit eval`: its arguments are those of the evaluation, and its errors are befit's own."""
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,3 +49,13 @@ def test_wrong_settings_are_one_line(wrong: str, message: str, capsys: pytest.Ca
     assert main(["eval", "runs/small", wrong]) == 2
     told = capsys.readouterr()
     assert told.err == f"befit eval: {message}\n" and not told.out
+
+
+@pytest.mark.parametrize("verb", ["eval", "bench"])
+def test_results_that_could_not_be_written_are_not_computed(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Were anything computed, the model that is not there would be told."""
+    monkeypatch.chdir(tmp_path)
+    assert main([verb, "no-model", "--out", str(tmp_path)]) == 2
+    assert "cannot be written (Is a directory); give another --out" in capsys.readouterr().err

@@ -58,8 +58,10 @@ def _evaluate(asked: Any) -> None:
     from befit.lm.finished import is_run, keep
     from befit.lm.precision import DTYPES
     from befit.progress import Bars
-    from befit.rundir import write_json
+    from befit.rundir import check_writable, write_json
 
+    if asked.out is not None:
+        check_writable(asked.out)
     device = this_device(asked.device).kind
     dtype = DTYPES[asked.dtype if asked.dtype != "auto" else "bf16" if device == "cuda" else "fp32"]
     place = Place(device=device, dtype=dtype, trust=asked.trust_remote_code, batch=asked.batch)

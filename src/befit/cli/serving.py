@@ -37,10 +37,12 @@ def bench_verb(arguments: Sequence[str]) -> None:
     asked = tyro.cli(Arguments, args=arguments, prog="befit bench")
     quiet()
     from befit.progress import Bars
-    from befit.rundir import write_json
+    from befit.rundir import check_writable, write_json
     from befit.serve.bench import bench
     from befit.serve.engine import Setting
 
+    if asked.out is not None:
+        check_writable(asked.out)
     with Bars() as progress:
         found = bench(
             asked.sources,
