@@ -1,6 +1,7 @@
 """The harness's numbers through befit's view of a model, against those of the harness's own transformers class."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +154,10 @@ def test_published_rows_become_the_harness_prompts() -> None:
     for item, row in zip(items, rows.asked, strict=False):
         assert item.prompt == f"Question: {row['question']}\nAnswer:"
         assert item.answer == " " + row["choices"]["text"]["ABCDE".index(row["answerKey"])]
+
+
+def test_without_the_harness_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("lm_eval", "lm_eval.tasks", "datasets"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(BadData, match="pip install lm-eval"):
+        Harness(Asked(tasks=("arc_easy",)))

@@ -104,3 +104,12 @@ def test_the_command_line_lets_a_task_choose(tmp_path: Path) -> None:
     (scores,) = (tmp_path / "run" / "stages").glob("score-*/scores.json")
     assert len(read_json(scores)["layers"]) == 3
     assert ScoreConfig(metric="task:a:b").function == "task:a:b" and ScoreConfig(metric="task:a:b").task is None
+
+
+def test_a_task_that_does_not_exist_is_refused_before_the_run_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = tiny_run.command(tmp_path, tmp_path / "run", "memory=70%")
+    assert main([word for word in arguments if "score" not in word] + ["--score=task:spelling.yaml"]) == 2
+    assert "there is no task definition 'spelling.yaml'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -48,6 +48,7 @@ class Harness:
 
     def __init__(self, asked: Asked) -> None:
         """Raises `BadData` without lm-eval, for an unknown task, and for one whose data are neither here nor to be had."""
+        _manager()  # says so where the harness is missing
         self.asked = asked
         self.tasks: dict[str, Any] = {}
         with _calm(), TemporaryDirectory(prefix="befit-tasks-") as folder:
@@ -117,8 +118,8 @@ class Harness:
             ) from error
         except (OSError, ValueError) as error:
             raise BadData(
-                f"the task {name!r} cannot be loaded ({error}); put its data into the folder of --task-data, "
-                f"such as {Path(name).stem}.jsonl"
+                f"the task {name!r} cannot be loaded ({error}); give a .yaml definition whose data lie here, "
+                f"or put them into the folder of `befit eval --task-data`, such as {Path(name).stem}.jsonl"
             ) from error
         if self.asked.shots is not None:
             for task in found.values():

@@ -23,6 +23,7 @@ from befit.progress import Progress
 from befit.puzzle.batches import batches_of, fitted, with_room
 from befit.puzzle.config import PuzzleConfig
 from befit.puzzle.score import load_task
+from befit.puzzle.task_score import check_task
 from befit.rundir import Run, digest, read_tensors, write_tensors
 from befit.serve.engine import Setting
 from befit.serve.measured import check_generates
@@ -59,13 +60,15 @@ class Asked:
 def check(config: PuzzleConfig, budget: Budget, workload: Workload) -> Asked:
     """What is asked for, from the parent's configuration alone; nothing is written.
 
-    Raises `UnsupportedModel`, `IllegalArch` for an unknown variant, `BadData` for a task that cannot be imported,
+    Raises `UnsupportedModel`, `IllegalArch` for an unknown variant, `BadData` for a task that cannot be found or imported,
     `Infeasible` for bounds on counted costs.
     """
     plain = read_config(find(config.parent, weights=False))
     space = space_of(config, family_of(plain).describe(plain), workload)
     if config.score.function is not None:
         load_task(config.score.function)
+    if config.score.task is not None:
+        check_task(config.score.task)
     base = fitted(workload, budget, space.shape)
     batches = with_room(space, budget, base, batches_of(workload, base, budget, config.batches))
     return Asked(space=space, workload=base, batches=batches)

@@ -74,12 +74,23 @@ def asked(name: str, parent: Parent, *, count: int, seed: int) -> Choices:
     if name in BUILT_IN:
         config = EvalConfig(tasks=(name,), items=count, levels=BUILT_IN[name].levels[:1], seed=-1 - seed)
         return choices(generated(config, speaker, [])[name], speaker)
+    return choices(harness_items(name, count=count, seed=seed), speaker)
+
+
+def check_task(name: str) -> None:
+    """Raise `BadData` now, and not when the library is made, for a task that cannot score."""
+    if name not in BUILT_IN:
+        harness_items(name, count=1, seed=0)
+
+
+def harness_items(name: str, *, count: int, seed: int) -> tuple[Item, ...]:
+    """Items of a multiple-choice task of lm-evaluation-harness. Raises `BadData` if there is none of this name, or none in it."""
     from befit.lm.harness import Asked, Harness
 
     found = Harness(Asked(tasks=(name,), limit=count, seed=seed)).choices()
     if not found:
         raise BadData(f"the task {name!r} has no items to score by")
-    return choices(found, speaker)
+    return found
 
 
 def _metric(spans: Tensor, right: Tensor) -> Metric:
