@@ -44,6 +44,8 @@ def test_a_child_is_a_repository(tmp_path: Path) -> None:
 
 def test_the_card_of_a_child(tmp_path: Path) -> None:
     told = summary()
+    told["parent"] |= {"memory_bytes": 22.14 * 2**20, "latency_ms": {"predicted": 290.3, "measured": 323.49}}
+    told["child"] |= {"memory_bytes": 12.53 * 2**20, "latency_ms": {"predicted": 178.7, "measured": 216.53}}
     run(tmp_path, told)
     export_hf(tmp_path, tmp_path / "small", name="me/small", licence="apache-2.0")
     card = ModelCard.load(tmp_path / "small" / "README.md")
