@@ -24,6 +24,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 RANK = {
     "errors": 0,
     "budget": 1,
+    "command": 1,
     "progress": 1,
     "rundir": 1,
     "arch": 2,

@@ -1,13 +1,11 @@
 """The configuration of a run: to JSON and back, strict about names, checked before work."""
 
 import json
-import shlex
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tyro
 
 from befit.errors import BadData, RunConflict
 from befit.lm.timing import Effort
@@ -30,21 +28,6 @@ def test_json_keeps_everything() -> None:
     assert PuzzleConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
     assert PuzzleConfig.from_json(PuzzleConfig().to_json()) == PuzzleConfig()
     assert set(config.to_json()) == {field.name for field in fields(PuzzleConfig)}
-
-
-def test_the_command_asks_for_the_same_again() -> None:
-    config = PuzzleConfig(
-        parent="my models/llama",
-        out=Path("my runs/x"),
-        workload="batch=2,prompt=64",
-        batches=(2, 4),
-        baselines=True,
-        target="vllm",
-        heal=HealConfig(tokens=5, batch=4, lr=1e-4),
-        score=ScoreConfig(metric="task:needle"),
-    )
-    assert tyro.cli(PuzzleConfig, args=shlex.split(config.command())[2:]) == config
-    assert PuzzleConfig().command() == "befit puzzle --budget 'latency=60%, memory=70%' --out runs/puzzle"
 
 
 def test_unknown_keys_are_refused() -> None:

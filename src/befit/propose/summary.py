@@ -1,7 +1,6 @@
 """The record of a run of proposals: `summary.json` for programs, `report.html` for people, the table for the terminal."""
 
 import platform
-import shlex
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from befit.command import command_line
 from befit.cost.device import this_device
 from befit.propose.config import ProposeConfig
 from befit.propose.diversity import alike
@@ -38,7 +38,7 @@ def record(job: ProposeJob, best: Mapping[str, Best]) -> dict[str, Any]:
         "run": str(config.out),
         "title": f"{config.arms or _proposer(config)} for {', '.join(job.images)}: {config.budget or 'no budget'}",
         "made": strftime("%Y-%m-%dT%H:%M:%SZ", gmtime()),
-        "command": command_of(config),
+        "command": command_line("propose", config.to_json(), ProposeConfig().to_json()),
         "device": {
             "name": this_device(job.training.device).name,
             "trained_on": job.training.device,
@@ -100,26 +100,6 @@ def _best(dataset: str, one: Best) -> dict[str, Any]:
         "source": row.source,
         "folder": str(one.folder),
     }
-
-
-def command_of(config: ProposeConfig) -> str:
-    """The command that makes such a run: what is not as it is by default."""
-    usual, words = _flat(ProposeConfig().to_json()), ["befit propose"]
-    for name, value in _flat(config.to_json()).items():
-        if value is True and not usual[name]:
-            words.append(f"--{name}")
-        elif value != usual[name]:
-            words.append(f"--{name} {shlex.quote(str(value))}")
-    return " ".join(words)
-
-
-def _flat(told: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Settings by the names that the command line has."""
-    found = dict[str, Any]()
-    for name, value in told.items():
-        flag = before + name.replace("_", "-")
-        found |= _flat(value, f"{flag}.") if isinstance(value, Mapping) else {flag: value}
-    return found
 
 
 def table_rows(summary: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -5,7 +5,6 @@ The numbers that come as defaults suit the embedded parent on a laptop's CPU; fo
 """
 
 import dataclasses
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,30 +97,7 @@ class PuzzleConfig:
         """Plain values, for config.json."""
         return {**dataclasses.asdict(self), "out": str(self.out)}
 
-    def command(self) -> str:
-        """The line that asks for this: the budget, what is not as it is by default, and the run directory last."""
-        told, usual = _flags(self.to_json()), _flags(PuzzleConfig().to_json())
-        words = ["befit puzzle"]
-        for flag, value in told.items():
-            if flag == "out" or (value == usual[flag] and flag != "budget"):
-                continue
-            if isinstance(value, bool):
-                words.append(f"--{flag}" if value else f"--no-{flag}")
-            else:
-                values = value if isinstance(value, tuple) else (value,)
-                words.append(f"--{flag} {shlex.join(map(str, values))}")
-        return " ".join([*words, f"--out {shlex.quote(told['out'])}"])
-
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> "PuzzleConfig":
         """Read what `to_json` wrote. Raises `RunConflict` for a key this version does not know."""
         return rebuilt(PuzzleConfig, data)
-
-
-def _flags(told: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Settings by the names that they have on the command line."""
-    found = dict[str, Any]()
-    for name, value in told.items():
-        flag = before + name.replace("_", "-")
-        found |= _flags(value, f"{flag}.") if isinstance(value, Mapping) else {flag: value}
-    return found

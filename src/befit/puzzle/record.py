@@ -14,10 +14,12 @@ import transformers
 
 from befit.arch.decoder import DecoderArch, NoOp
 from befit.budget import Budget, human, word_of
+from befit.command import command_line
 from befit.cost.passes import prefill_note
 from befit.lm.finished import with_evaluation
 from befit.lm.rank import Ranking
 from befit.puzzle.choose import TIMED, Chosen, front
+from befit.puzzle.config import PuzzleConfig
 from befit.puzzle.heal import HealResult
 from befit.puzzle.job import Job, workload_of
 from befit.puzzle.library import Library
@@ -61,7 +63,7 @@ def record(found: Findings) -> dict[str, Any]:
         "title": f"{job.parent.name}, {job.budget}",
         "made": strftime("%Y-%m-%dT%H:%M:%SZ", gmtime()),
         "seed": job.config.seed,
-        "command": job.config.command(),
+        "command": command_line("puzzle", job.config.to_json(), PuzzleConfig().to_json(), always=("budget",)),
         "device": _device(job),
         "workload": _workload(job, chosen.batch),
         "budget": _budget(job, budget, _measured(own, chosen.arch, results["child"])),

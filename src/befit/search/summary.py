@@ -12,13 +12,18 @@ import torch
 from befit.arch.cell import EDGES, NAMES
 from befit.arch.space import Arch
 from befit.budget import human, word_of
+from befit.command import command_line
 from befit.cost.device import this_device
 from befit.report.page import write_report
 from befit.rundir import befit_version, write_json
+from befit.search.config import SearchConfig
 from befit.search.finish import BEST, Finalist
 from befit.search.job import SearchJob
 from befit.search.learned import effects, front_of, growth
 from befit.search.trial import COST_OF, TrialRecord, funnel
+
+ELSEWHERE = ("storage", "study", "workers", "ray")
+"""Settings that say where trials ran, or that hold the password of a database; they are not part of the command shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +58,9 @@ def record(job: SearchJob, found: Findings) -> dict[str, Any]:
         "title": f"{config.searcher} in {job.blueprint.name}: {job.budget or 'no budget'}",
         "made": strftime("%Y-%m-%dT%H:%M:%SZ", gmtime()),
         "seed": config.seed,
-        "command": _command(job),
+        "command": command_line(
+            "search", job.config.to_json(), SearchConfig().to_json(), always=("space", "searcher"), never=ELSEWHERE
+        ),
         "device": _device(job),
         "searcher": config.searcher,
         "judged": found.judged,
@@ -162,15 +169,6 @@ def _device(job: SearchJob) -> dict[str, Any]:
     name = this_device(job.device).name
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     return {"name": name, "trained_on": job.device, "target": job.target.to_json(), "versions": versions}
-
-
-def _command(job: SearchJob) -> str:
-    config = job.config
-    words = ["befit search"]
-    words += [f"--data {config.data}"] if config.data else []
-    words += [f"--space {config.space}", f"--searcher {config.searcher}"]
-    words += [f'--budget "{config.budget}"'] if config.budget else []
-    return " ".join([*words, f"--out {config.out}"])
 
 
 def _notes(job: SearchJob) -> list[str]:
