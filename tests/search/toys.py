@@ -78,7 +78,9 @@ class Gated:
     def __call__(self, arch: Arch, fidelity: Fidelity, report: Report) -> Outcome:
         done, begun = self.folder / "done", self.folder / "begun"
         begun.mkdir(exist_ok=True)
-        (begun / f"{digest(arch.to_json())}-{uuid.uuid4().hex}").write_text(str(os.getpid()))
+        own = uuid.uuid4().hex
+        (self.folder / own).write_text(str(os.getpid()))
+        (self.folder / own).replace(begun / f"{digest(arch.to_json())}-{own}")  # whoever finds it there finds it whole
         while done.exists() and len(list(done.iterdir())) >= self.first and not (self.folder / "go").exists():
             time.sleep(0.01)
         return Toy(done, seconds=0.01)(arch, fidelity, report)
